@@ -1,0 +1,1 @@
+"""Networks: blocks, the assembly, the table of what can be loaded, and the weights."""

@@ -1,0 +1,136 @@
+"""The two residual blocks that r2viz compares: ResNet's bottleneck and Res2Net's.
+
+Both take the same arguments, so that either can be given to the assembly in `r2viz.models.resnet`: that is the
+paper's own point (arXiv 1904.01169, section 3: the block "can be plugged into" existing backbones).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torchvision.models.resnet import Bottleneck as TorchvisionBottleneck
+
+NormLayer = Callable[[int], nn.Module]
+Attention = Callable[[int], nn.Module]
+
+
+class Bottleneck(TorchvisionBottleneck):
+    """ResNet's bottleneck as torchvision has it (stride in the 3x3), with a place for channel attention.
+
+    Parameters are those of `Res2NetBlock`; `first` has no meaning here and is accepted so that both blocks fit
+    one assembly. Maps `(N, inplanes, H, W)` to `(N, 4·planes, H/stride, W/stride)`.
+
+    Source: He et al. 2016; `attention` sits after `bn3`, before the addition (Hu et al. 2018).
+    """
+
+    def __init__(
+        self,
+        inplanes: int,
+        planes: int,
+        stride: int = 1,
+        downsample: nn.Module | None = None,
+        groups: int = 1,
+        base_width: int = 64,
+        dilation: int = 1,
+        norm_layer: NormLayer = nn.BatchNorm2d,
+        *,
+        first: bool = False,
+        attention: Attention | None = None,
+    ) -> None:
+        super().__init__(inplanes, planes, stride, downsample, groups, base_width, dilation, norm_layer)
+        if attention is not None:
+            self.se = attention(planes * self.expansion)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = self.relu(self.bn1(self.conv1(x)))
+        out = self.relu(self.bn2(self.conv2(out)))
+        out = self.bn3(self.conv3(out))
+        if hasattr(self, "se"):
+            out = self.se(out)
+        out += x if self.downsample is None else self.downsample(x)
+        return self.relu(out)
+
+
+class Res2NetBlock(nn.Module):
+    """A residual block whose features are split into `scale` groups joined by hierarchical residual connections.
+
+    Maps `(N, inplanes, H, W)` to `(N, 4·planes, H/stride, W/stride)`. Inside, `conv1` gives `scale` groups of
+    `width = floor(planes · base_width / 64) · groups` channels, x_0 … x_{s-1} in code order, and
+
+        y_0 = K_0(x_0),   y_i = K_i(x_i + y_{i-1})  for 0 < i < s-1,   y_{s-1} = x_{s-1}
+
+    where each K_i is a 3x3 convolution, batch normalisation and ReLU. In the *first block of a stage* the additions
+    are absent, y_i = K_i(x_i), and the last group goes through a 3x3 average pooling with the stage's stride.
+
+    Source: arXiv 1904.01169, equation 1. The equation passes the *first* group through, the official code and this
+    one the *last*: the same up to a permutation of channels. The rule for first-of-stage blocks is in no version of
+    the paper; it is what the published weights were trained with. With `scale=1` there is one group, which is
+    convolved: ResNet's bottleneck.
+
+    Each y_i leaves through a parameterless `nn.Identity` named `split{i}`, a point that hooks can name (the block's
+    one ReLU is called `scale + 1` times, so it cannot serve). State-dict keys are those of the published weights:
+    `conv1 bn1 convs.i bns.i conv3 bn3 downsample.*`.
+    """
+
+    expansion = 4
+
+    def __init__(
+        self,
+        inplanes: int,
+        planes: int,
+        stride: int = 1,
+        downsample: nn.Module | None = None,
+        groups: int = 1,
+        base_width: int = 26,
+        dilation: int = 1,
+        norm_layer: NormLayer = nn.BatchNorm2d,
+        *,
+        scale: int = 4,
+        first: bool = False,
+        attention: Attention | None = None,
+    ) -> None:
+        super().__init__()
+        if scale < 1:
+            raise ValueError(f"scale is {scale}; a block needs at least one group of features")
+        self.scale = scale
+        self.first = first
+        self.stride = stride
+        self.width = width = int(planes * base_width / 64) * groups
+        outplanes = planes * self.expansion
+        convolved = max(1, scale - 1)
+
+        self.conv1 = nn.Conv2d(inplanes, width * scale, 1, bias=False)
+        self.bn1 = norm_layer(width * scale)
+        self.convs = nn.ModuleList(
+            nn.Conv2d(width, width, 3, stride, dilation, dilation, groups, bias=False) for _ in range(convolved)
+        )
+        self.bns = nn.ModuleList(norm_layer(width) for _ in range(convolved))
+        if first and scale > 1:
+            # Never dilated, and its padding counts: both as in the published weights.
+            self.pool = nn.AvgPool2d(3, stride, padding=1)
+        for index in range(scale):
+            self.add_module(f"split{index}", nn.Identity())
+        self.conv3 = nn.Conv2d(width * scale, outplanes, 1, bias=False)
+        self.bn3 = norm_layer(outplanes)
+        if attention is not None:
+            self.se = attention(outplanes)
+        self.relu = nn.ReLU(inplace=True)
+        self.downsample = downsample
+
+    def forward(self, x: Tensor) -> Tensor:
+        groups = self.relu(self.bn1(self.conv1(x))).split(self.width, dim=1)
+        outputs: list[Tensor] = []
+        for index, (conv, bn) in enumerate(zip(self.convs, self.bns, strict=True)):
+            cascade = index > 0 and not self.first
+            y = groups[index] + outputs[-1] if cascade else groups[index]
+            outputs.append(self.get_submodule(f"split{index}")(self.relu(bn(conv(y)))))
+        if self.scale > 1:
+            last = self.pool(groups[-1]) if self.first else groups[-1]
+            outputs.append(self.get_submodule(f"split{self.scale - 1}")(last))
+        out = self.bn3(self.conv3(torch.cat(outputs, dim=1)))
+        if hasattr(self, "se"):
+            out = self.se(out)
+        out += x if self.downsample is None else self.downsample(x)
+        return self.relu(out)
