@@ -1,0 +1,110 @@
+"""Which class a map explains: policies for a pair of networks, labels and indices for people."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from r2viz.errors import BadTarget, nearest, one_line
+
+POLICIES = ("shared", "top1", "agree")
+Vocabulary = Sequence[str]
+
+
+@dataclass(frozen=True)
+class TargetPolicy:
+    """How targets are chosen for networks with given class names; see `choose`.
+
+    Attributes:
+        name: what the user asked for: a policy, a label or an index.
+        fixed: the class index of each network where the user named a class, else None.
+        common: for each network, indices of the classes that all have, in one common order.
+    """
+
+    name: str
+    fixed: tuple[int, ...] | None
+    common: tuple[np.ndarray, ...]
+
+    def choose(self, probabilities: Sequence[np.ndarray]) -> tuple[int, ...]:
+        """One class index per network for one picture, from each network's probabilities `(classes,)`.
+
+        `shared`: the class with the highest mean probability; `top1`: each network's own; `agree`: the common top-1.
+
+        Raises:
+            BadTarget: under `agree`, the networks' top-1 differ; under `shared`, they have no class in common.
+        """
+        if self.fixed is not None:
+            return self.fixed
+        own = tuple(int(values.argmax()) for values in probabilities)
+        if self.name == "top1":
+            return own
+        if len(self.common[0]) == 0:
+            raise BadTarget("the networks have no class in common; use --target top1, or give each its class names")
+        shared = np.mean([values[indices] for values, indices in zip(probabilities, self.common, strict=True)], axis=0)
+        best = int(shared.argmax())
+        chosen = tuple(int(indices[best]) for indices in self.common)
+        if self.name == "agree" and chosen != own:
+            raise BadTarget(
+                f"the networks disagree on this picture (classes {', '.join(map(str, own))}), and --target agree "
+                "explains only where they agree; use shared or top1",
+                code="bad_target.disagree",
+            )
+        return chosen
+
+
+def policy(target: str | int, vocabularies: Sequence[Vocabulary]) -> TargetPolicy:
+    """`target` (a policy, a label or an index) for networks with these class names.
+
+    Raises:
+        BadTarget: a label or index that a network does not have.
+    """
+    common = _common(vocabularies)
+    text = str(target)
+    if text in POLICIES:
+        return TargetPolicy(text, None, common)
+    if isinstance(target, int) or text.lstrip("-").isdigit():
+        return TargetPolicy(text, _by_index(int(target), vocabularies), common)
+    return TargetPolicy(text, tuple(_by_label(text, vocabulary) for vocabulary in vocabularies), common)
+
+
+def _key(label: str) -> str:
+    return " ".join(label.replace("_", " ").split()).casefold()
+
+
+def _common(vocabularies: Sequence[Vocabulary]) -> tuple[np.ndarray, ...]:
+    first = vocabularies[0]
+    if all(tuple(other) == tuple(first) for other in vocabularies[1:]):
+        return tuple(np.arange(len(first)) for _ in vocabularies)
+    tables = [{_key(label): index for index, label in enumerate(vocabulary)} for vocabulary in vocabularies]
+    shared = [key for key in tables[0] if all(key in table for table in tables[1:])]
+    return tuple(np.array([table[key] for key in shared], dtype=int) for table in tables)
+
+
+def _by_index(index: int, vocabularies: Sequence[Vocabulary]) -> tuple[int, ...]:
+    if any(tuple(other) != tuple(vocabularies[0]) for other in vocabularies[1:]):
+        raise BadTarget(
+            f"class {index} means different things to networks with different classes; name it by its label"
+        )
+    count = len(vocabularies[0])
+    if not 0 <= index < count:
+        raise BadTarget(f"no class {index}: there are {count} classes, 0 to {count - 1}")
+    return tuple(index for _ in vocabularies)
+
+
+def _by_label(label: str, vocabulary: Vocabulary) -> int:
+    wanted = _key(label)
+    matches = [index for index, known in enumerate(vocabulary) if _key(known) == wanted]
+    if len(matches) == 1:
+        return matches[0]
+    shown = one_line(label, 80)
+    if matches:
+        raise BadTarget(f"the label {shown!r} names classes {', '.join(map(str, matches))}; give the index")
+    near = [known for known in vocabulary if wanted and wanted in _key(known)][:3]
+    hint = f"; there are {', '.join(map(repr, near))}" if near else nearest(label, vocabulary)
+    raise BadTarget(
+        f"no class {shown!r} among the network's {len(vocabulary)}{hint or '; give a label of the network, an index, '}"
+        f"{'' if hint else 'or one of ' + ', '.join(POLICIES)}",
+        code="bad_target.label",
+    )

@@ -1,0 +1,324 @@
+"""The command line: parse, call, show. Data goes to stdout, progress and notices to stderr.
+
+Exit codes: 0 done, 1 failed, 2 usage, 3 done but some inputs were bad (`--strict` makes it 1), 130 interrupted.
+torch and matplotlib are imported inside the commands that need them, so that `r2viz --help` answers at once.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import warnings
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import click
+
+from r2viz.errors import BadTarget, OutputError, R2VizError, UnknownName
+from r2viz.version import __version__
+
+if TYPE_CHECKING:
+    from r2viz.inputs import Input
+    from r2viz.models.model import Model
+    from r2viz.records import CamRecord
+
+DONE, FAILED, USAGE, PARTLY, INTERRUPTED = 0, 1, 2, 3, 130
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(__version__, package_name="r2viz")
+def cli() -> None:
+    """See and test what Res2Net looks at that ResNet does not."""
+
+
+@cli.command()
+@click.argument("images", nargs=-1, required=True, metavar="IMAGE...")
+@click.option("--pair", default=None, metavar="NAME", help="Two networks to compare: auto (default), imagenet.")
+@click.option("--model", "models", multiple=True, metavar="NAME", help="One or two networks instead of a pair.")
+@click.option(
+    "--weights",
+    multiple=True,
+    metavar="W",
+    help="auto, random, or a file (safetensors, or a pickle of tensors only). Give it twice for two files.",
+)
+@click.option("--seed", type=click.IntRange(0), default=None, help="Seed of random weights. [0]")
+@click.option("--classes", type=click.Path(), default=None, help="Names of the classes, one per line.")
+@click.option(
+    "--layer", "layers", multiple=True, metavar="TAP", help="layer4 (default), layer3.2.split1, …; repeatable."
+)
+@click.option("--method", default="gradcam", show_default=True, metavar="NAME", help="How the map is made.")
+@click.option(
+    "--target",
+    default="shared",
+    show_default=True,
+    metavar="T",
+    help="Class to explain: shared (most probable on average), top1 (each network's own), agree, a label, an index.",
+)
+@click.option("--box", default=None, metavar="X0,Y0,X1,Y1", help="Where the object is: share of the map inside.")
+@click.option("--mask", type=click.Path(), default=None, help="The same, as a picture that is white on the object.")
+@click.option(
+    "--fit",
+    default="crop",
+    show_default=True,
+    metavar="HOW",
+    help="crop (as the weights were trained), squash (whole picture, aspect changed), whole (whole picture).",
+)
+@click.option("--registration", default="rf", show_default=True, metavar="HOW", help="rf (unit centres) or grid.")
+@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, mps, …")
+@click.option("-o", "--output", default="r2viz-out", show_default=True, type=click.Path(), help="Folder for results.")
+@click.option("--format", "formats", multiple=True, metavar="F", help="png (default), pdf, svg; repeatable.")
+@click.option("--batch", default=8, show_default=True, type=click.IntRange(1), help="Pictures per forward pass.")
+@click.option("--recursive", is_flag=True, help="Look into the folders of folders.")
+@click.option("--json", "as_json", is_flag=True, help="Records on stdout: one object, or one per line for many.")
+@click.option("--overwrite", is_flag=True, help="Replace results that exist.")
+@click.option("--resume", is_flag=True, help="Skip pictures whose results exist.")
+@click.option("--strict", is_flag=True, help="Exit with 1 when any picture was bad.")
+def cam(images: tuple[str, ...], **options: Any) -> None:
+    """Class activation maps: source | ResNet | Res2Net | difference.
+
+    IMAGE is a file, a folder, a pattern or - for standard input. For each picture DIR gets NAME.cam.png, NAME.cam.npz
+    (raw maps) and NAME.cam.json (everything else).
+    """
+    _check_usage(options)
+    sys.exit(_cam(images, options))
+
+
+def _check_usage(options: dict[str, Any]) -> None:
+    """What can be refused before torch is imported."""
+    if options["pair"] and options["models"]:
+        raise click.UsageError("--pair and --model exclude each other; give one of them")
+    if len(options["models"]) > 2:
+        raise click.UsageError(f"{len(options['models'])} times --model; give one, or two to compare")
+    if options["box"] and options["mask"]:
+        raise click.UsageError("--box and --mask exclude each other; give one of them")
+    if options["overwrite"] and options["resume"]:
+        raise click.UsageError("--overwrite and --resume exclude each other; give one of them")
+    for kind in options["formats"]:
+        if kind not in ("png", "pdf", "svg"):
+            raise click.UsageError(f"no figure format {kind!r}; there are png, pdf and svg")
+    if options["seed"] is not None and options["weights"] != ("random",):
+        raise click.UsageError("--seed belongs to --weights random")
+
+
+def _cam(images: Sequence[str], options: dict[str, Any]) -> int:
+    from r2viz.inputs import gather
+    from r2viz.store import refuse_existing
+
+    inputs = gather(images, recursive=options["recursive"])
+    marked = options["box"] or options["mask"]
+    if marked and len(inputs) > 1:
+        raise click.UsageError(f"--box and --mask belong to one picture, but {len(inputs)} came")
+    box = _parse_box(options["box"])
+    folder, kinds = Path(options["output"]), options["formats"] or ("png",)
+    outputs = {item: _outputs(folder, item, kinds) for item in inputs}
+    if options["resume"]:
+        done = [item for item in inputs if all(path.exists() for path in outputs[item])]
+        inputs = [item for item in inputs if item not in set(done)]
+        if done:
+            click.echo(f"{len(done)} of {len(done) + len(inputs)} pictures have their results already", err=True)
+        if not inputs:
+            return DONE
+    else:
+        for paths in outputs.values():
+            refuse_existing(paths, overwrite=options["overwrite"])
+    _prepare(folder)
+
+    from r2viz.explain import explain_many
+
+    models = _models(options)
+    bad = 0
+    many = len(images) > 1 or len(inputs) > 1
+    results = explain_many(
+        _decoded(inputs),
+        models,
+        batch=min(options["batch"], len(inputs)),
+        layers=options["layers"] or ("layer4",),
+        method=options["method"],
+        target=options["target"],
+        region=_region_maker(box, options["mask"]) if marked else None,
+        registration=options["registration"],
+    )
+    for item, result in zip(inputs, _progress(results, len(inputs)), strict=True):
+        if isinstance(result, R2VizError):
+            bad += 1
+            click.echo(f"r2viz: {_about(item, result)}", err=True)
+            if options["as_json"]:
+                click.echo(
+                    json.dumps(
+                        {"picture": item.shown, "status": "failed", "error_code": result.code, "error": str(result)},
+                        ensure_ascii=False,
+                    )
+                )
+            continue
+        _write(result, outputs[item], kinds, overwrite=options["overwrite"] or options["resume"])
+        _show(result, outputs[item], many, options["as_json"])
+    if not bad:
+        return DONE
+    if many:
+        click.echo(f"{bad} of {len(inputs)} pictures could not be used", err=True)
+    return FAILED if options["strict"] or bad == len(inputs) else PARTLY
+
+
+def _models(options: dict[str, Any]) -> list[Model]:
+    from r2viz.models.model import fitted, load, load_pair, pair_models, read_classes, resolve_device
+
+    names = options["models"] or pair_models(options["pair"] or "auto")
+    weights = options["weights"] or ("auto",)
+    if len(weights) not in (1, len(names)):
+        raise click.UsageError(f"{len(weights)} times --weights for {len(names)} networks; give one for each")
+    if len(weights) == 1 and len(names) == 2 and os.path.exists(weights[0]):
+        raise click.UsageError(f"one weights file for two networks ({', '.join(names)}); give --weights twice")
+    common: dict[str, Any] = {"device": resolve_device(options["device"])}
+    if options["seed"] is not None:
+        common["seed"] = options["seed"]
+    if options["classes"]:
+        common["classes"] = read_classes(options["classes"])
+    if not options["models"] and len(weights) == 1:
+        models: Sequence[Model] = load_pair(options["pair"] or "auto", weights=weights[0], **common)
+    else:
+        each = weights * len(names) if len(weights) == 1 else weights
+        models = [load(name, weights=file, **common) for name, file in zip(names, each, strict=True)]
+    return [fitted(model, options["fit"]) for model in models]
+
+
+def _decoded(inputs: Sequence[Input]) -> Iterator[Any]:
+    from r2viz.image import decode
+
+    for item in inputs:
+        try:
+            yield decode(
+                sys.stdin.buffer if item.path is None else item.path, name="stdin" if item.path is None else None
+            )
+        except R2VizError as error:
+            yield error
+
+
+def _parse_box(text: str | None) -> tuple[float, float, float, float] | None:
+    if text is None:
+        return None
+    try:
+        x0, y0, x1, y1 = (float(part) for part in text.split(","))
+    except ValueError:
+        raise click.UsageError(f"the box {text!r} is not four numbers; expected x0,y0,x1,y1 in pixels") from None
+    return (x0, y0, x1, y1)
+
+
+def _region_maker(box: tuple[float, float, float, float] | None, mask: str | None) -> Any:
+    """A region can be made only when its picture's size is known."""
+    from r2viz.coverage import box_region, read_mask
+
+    def make(size: tuple[int, int]) -> Any:
+        return box_region(box, size) if box is not None else read_mask(str(mask), size)
+
+    return make
+
+
+def _outputs(folder: Path, item: Input, kinds: Sequence[str]) -> list[Path]:
+    stem = folder / item.key.parent / f"{item.key.name}.cam"
+    return [Path(f"{stem}.{kind}") for kind in (*kinds, "npz", "json")]
+
+
+def _prepare(folder: Path) -> None:
+    """Learn before the work, not after, that nothing can be written."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"the folder {folder} cannot be made ({error.strerror}); choose another with -o") from None
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise OutputError(f"the folder {folder} cannot be written to; choose another with -o", code="output.denied")
+
+
+def _write(record: CamRecord, paths: Sequence[Path], kinds: Sequence[str], *, overwrite: bool) -> None:
+    from r2viz.figures import figure, provenance, render
+    from r2viz.store import files, write_set
+
+    drawn = {
+        path: render(figure(record), kind, provenance=provenance(record))
+        for path, kind in zip(paths, kinds, strict=False)
+    }
+    write_set({**drawn, **files(record, paths[-1])}, overwrite=overwrite)
+
+
+def _show(record: CamRecord, paths: Sequence[Path], many: bool, as_json: bool) -> None:
+    from r2viz.store import as_dict
+    from r2viz.summary import lines
+
+    if as_json:
+        document = as_dict(record, arrays=paths[-2].name)
+        document["status"] = "ok"
+        document["files"] = [str(path) for path in paths]
+        click.echo(json.dumps(document, allow_nan=False, ensure_ascii=False, indent=None if many else 1))
+        return
+    for line in lines(record):
+        click.echo(line)
+    click.echo(f"  → {paths[0]}")
+
+
+def _progress(results: Iterator[Any], total: int) -> Iterator[Any]:
+    """A bar on a terminal's stderr for more than a few pictures; silent elsewhere."""
+    from tqdm import tqdm
+
+    return iter(tqdm(results, total=total, unit="picture", file=sys.stderr, disable=True if total < 3 else None))
+
+
+def _about(item: Input, error: R2VizError) -> str:
+    """The message, with the picture's name where it does not hold it already."""
+    text = str(error)
+    return text if item.path is not None and item.path.name in text else f"{item.shown}: {text}"
+
+
+@cli.command()
+@click.argument("record", type=click.Path())
+@click.option("-o", "--output", default=None, type=click.Path(), help="File to draw to: .png, .pdf or .svg.")
+@click.option("--overwrite", is_flag=True, help="Replace the file.")
+def plot(record: str, output: str | None, overwrite: bool) -> None:
+    """Draw a saved record (NAME.cam.json) again, computing nothing."""
+    from r2viz.figures import figure, provenance, render
+    from r2viz.store import open_record, refuse_existing, write_set
+
+    target = Path(output) if output else Path(record).with_suffix(".png")
+    refuse_existing([target], overwrite=overwrite)
+    opened = open_record(record)
+    kind = target.suffix.lstrip(".").lower()
+    write_set({target: render(figure(opened), kind, provenance=provenance(opened))}, overwrite=overwrite)
+    click.echo(str(target))
+
+
+@cli.command(context_settings={"ignore_unknown_options": True})
+@click.option("--port", type=click.IntRange(0, 65535), default=8501, show_default=True, help="Port to listen on.")
+@click.option("--address", default="127.0.0.1", show_default=True, help="Address to listen on.")
+@click.option("--no-browser", is_flag=True, help="Do not open a browser.")
+def app(port: int, address: str, no_browser: bool) -> None:
+    """Start the app in a browser (Streamlit, on this machine only unless --address says otherwise)."""
+    from r2viz.web.server import serve
+
+    sys.exit(serve(port=port, address=address, browser=not no_browser))
+
+
+def _plain_warning(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
+    print(f"r2viz: {message}", file=sys.stderr)
+
+
+def main() -> NoReturn:
+    """The console script."""
+    warnings.showwarning = _plain_warning  # type: ignore[assignment]
+    try:
+        code = cli.main(standalone_mode=False)
+    except click.exceptions.Exit as signal:
+        code = signal.exit_code
+    except click.ClickException as error:
+        error.show()
+        code = USAGE if isinstance(error, click.UsageError) else error.exit_code
+    except (click.Abort, KeyboardInterrupt):
+        click.echo("r2viz: interrupted; finished results are whole and stay", err=True)
+        code = INTERRUPTED
+    except R2VizError as error:
+        click.echo(f"r2viz: {error}", err=True)
+        code = USAGE if isinstance(error, (UnknownName, BadTarget)) else FAILED
+    except BrokenPipeError:
+        # Whoever read our output has gone; there is nothing left to say, not even at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        code = FAILED
+    sys.exit(code if isinstance(code, int) else DONE)

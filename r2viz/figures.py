@@ -1,0 +1,549 @@
+"""Records drawn with matplotlib's object interface: no pyplot, no global state, no rescaling that is not said.
+
+Every overlay shows a map divided by its own maximum; the signed difference is drawn between unit-mass maps on a
+symmetric scale. Equal records give equal bytes.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import math
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from html import escape
+from typing import Any
+
+import cv2
+import numpy as np
+from matplotlib import colormaps
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import Colormap, ListedColormap, Normalize
+from matplotlib.figure import Figure
+from matplotlib.font_manager import FontProperties
+from matplotlib.patches import Rectangle
+from matplotlib.patheffects import withStroke
+from matplotlib.textpath import TextToPath
+from PIL.PngImagePlugin import PngInfo
+
+from r2viz.errors import OutputError, one_line
+from r2viz.records import CamRecord, View
+
+DPI = 300
+MAP_COLOURS = "inferno"
+DIFFERENCE_COLOURS = "PuOr_r"
+_INK = "#1a1a1a"
+_GREY = "#5c5c5c"
+_WARNING = "#b3261e"
+_LONGEST_SIDE = 1000  # drawn pixels per panel: more than a panel of a printed page shows at 300 dpi
+_TEXT: dict[str, Any] = {"parse_math": False}
+
+
+@dataclass(frozen=True)
+class _Layout:
+    """Sizes in inches. A cell is a panel with its title lines above it."""
+
+    columns: int
+    cell: float
+    panel: tuple[float, float]
+    title: float
+
+    gap = 0.12
+    bars = 0.34
+    margin = 0.08
+
+
+def figure(record: CamRecord) -> Figure:
+    """One row per layer: source, each network's map, and the signed difference where both explain one class.
+
+    Wide pictures get two columns or one instead of four, so that panels stay readable.
+    """
+    height, width = record.picture.rgb.shape[:2]
+    panels = 1 + len(record.views) + (1 if record.shared else 0)
+    layout = _layout(width / height, panels, title=0.34 if record.region is None else 0.45)
+    rows = math.ceil(panels / layout.columns)
+    caption = _caption(record, characters=int(layout.columns * (layout.cell + layout.gap) * 21.5))
+    caption_height = 0.125 * len(caption) + 0.06
+    cell_height = layout.title + layout.panel[1]
+    total_width = 2 * layout.margin + layout.columns * layout.cell + (layout.columns - 1) * layout.gap
+    total_height = (
+        layout.margin
+        + len(record.layers) * rows * (cell_height + layout.gap)
+        + layout.bars
+        + caption_height
+        + layout.margin
+    )
+    drawing = Figure(figsize=(total_width, total_height), dpi=DPI, facecolor="white")
+    FigureCanvasAgg(drawing)
+
+    def place(row: int, column: int) -> Axes:
+        left = layout.margin + column * (layout.cell + layout.gap) + (layout.cell - layout.panel[0]) / 2
+        top = layout.margin + row * (cell_height + layout.gap) + layout.title
+        return drawing.add_axes(
+            (
+                left / total_width,
+                1 - (top + layout.panel[1]) / total_height,
+                layout.panel[0] / total_width,
+                layout.panel[1] / total_height,
+            )
+        )
+
+    limits = []
+    for number, layer in enumerate(record.layers):
+        axes = [place(number * rows + index // layout.columns, index % layout.columns) for index in range(panels)]
+        draw_source(axes[0], record, note=layer if len(record.layers) > 1 else "")
+        for view, ax in zip(record.views, axes[1:], strict=False):
+            draw_map(ax, record, view, layer)
+        if record.shared:
+            limits.append(draw_difference(axes[-1], record, layer))
+
+    bar_top = total_height - layout.margin - caption_height - layout.bars + 0.02
+    _bars(drawing, record, layout, bar_top, (total_width, total_height), any(limit is not None for limit in limits))
+    for number, (line, colour) in enumerate(caption):
+        drawing.text(
+            layout.margin / total_width,
+            (layout.margin + 0.125 * (len(caption) - number) - 0.02) / total_height,
+            line,
+            fontsize=6,
+            color=colour,
+            va="top",
+            **_TEXT,
+        )
+    return drawing
+
+
+def _layout(aspect: float, panels: int, title: float) -> _Layout:
+    columns = panels if aspect <= 2.2 else min(panels, 2) if aspect <= 4.5 else 1
+    cell = (7.0 - 2 * _Layout.margin - (columns - 1) * _Layout.gap) / max(columns, 3 if columns > 2 else columns)
+    width, height = cell, cell / aspect
+    tallest = 4.6
+    if height > tallest:
+        width, height = tallest * aspect, tallest
+    return _Layout(columns, cell, (max(width, 0.08), max(height, 0.08)), title)
+
+
+def draw_source(ax: Axes, record: CamRecord, *, note: str = "") -> Axes:
+    """The picture as it came, the region outlined, what no network saw dimmed."""
+    shown, _ = _shrunk(record.picture.rgb)
+    _panel(ax, shown, record)
+    height, width = record.picture.rgb.shape[:2]
+    blank = [""] if record.region is not None else []  # so that titles of a row stand on one line
+    _titles(ax, record.picture.name, note or f"{width} × {height}", *blank)
+    return ax
+
+
+def draw_map(ax: Axes, record: CamRecord, view: View, layer: str) -> Axes:
+    """One network's map over the greyed picture, divided by its own maximum; a constant map is said, not drawn."""
+    target = view.target
+    probability = f"{target.label}  {_percent(target.probability)}"
+    grey = _grey(_shrunk(record.picture.rgb)[0])
+    if view.map(layer).constant:
+        _panel(ax, grey, record, view)
+        ax.text(
+            0.5, 0.5, "constant map:\nnothing to show", transform=ax.transAxes, ha="center", va="center", fontsize=7,
+            color=_WARNING, bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.85, "pad": 2}, **_TEXT,
+        )  # fmt: skip
+        _titles(ax, view.title, probability)
+        return ax
+    map_ = _resize(view.on_source(layer), grey.shape[:2])
+    share = np.clip(np.nan_to_num(map_) / np.nanmax(map_), 0, 1)
+    _panel(ax, _blend(grey, share, colormaps[MAP_COLOURS], _map_opacity(share), np.isfinite(map_)), record, view)
+    inside = record.inside(view, layer)
+    marked = []
+    if inside is not None and not math.isnan(inside.share):
+        marked.append(f"{_percent(inside.share)} inside (chance {_percent(inside.chance)})")
+    _titles(ax, view.title, probability, *marked)
+    if view.random:
+        ax.text(
+            0.5, 0.5, "random weights", transform=ax.transAxes, ha="center", va="center", rotation=20, fontsize=11,
+            color="white", alpha=0.8, fontweight="bold", clip_on=True,
+            path_effects=[withStroke(linewidth=1.2, foreground="#333333", alpha=0.6)], **_TEXT,
+        )  # fmt: skip
+    return ax
+
+
+def draw_difference(ax: Axes, record: CamRecord, layer: str) -> float | None:
+    """Second network's unit-mass map minus the first's. Returns the scale's limit, None where nothing was drawn."""
+    grey = _grey(_shrunk(record.picture.rgb)[0])
+    difference = record.difference(layer)
+    ratio = record.maximum_ratio(layer)
+    title = "difference"
+    note = "" if ratio is None else f"ratio of raw maxima {ratio:.2g}"
+    blank = [""] if record.region is not None else []
+    if difference is None:
+        _panel(ax, grey, record)
+        ax.text(
+            0.5, 0.5, "no difference:\na map is constant", transform=ax.transAxes, ha="center", va="center", fontsize=7,
+            color=_WARNING, bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.85, "pad": 2}, **_TEXT,
+        )  # fmt: skip
+        _titles(ax, title, note, *blank)
+        return None
+    # Per source pixel of the drawing; the sign and the relative size are what the colours show.
+    small = _resize(difference, grey.shape[:2])
+    limit = float(np.nanmax(np.abs(small)))
+    signed = np.nan_to_num(small) / limit if limit > 0 else np.nan_to_num(small)
+    colours = colormaps[DIFFERENCE_COLOURS]
+    _panel(
+        ax, _blend(_pale(grey), (signed + 1) / 2, colours, 0.85 * np.sqrt(np.abs(signed)), np.isfinite(small)), record
+    )
+    _titles(ax, title, note, *blank)
+    return limit
+
+
+def grid(records: Sequence[CamRecord], *, layer: str | None = None) -> Figure:
+    """The paper's figure 4: a column per picture; rows are the picture and each network's map.
+
+    All records must hold the same networks. Pictures are shown by their seen part, cropped square.
+    """
+    if not records:
+        raise OutputError("a grid of no pictures cannot be drawn; give at least one")
+    first = records[0]
+    rows = 1 + len(first.views)
+    cell, label, gap, head = 1.0, 0.22, 0.04, 0.36
+    width = label + len(records) * (cell + gap) + 0.06
+    caption = _grid_caption(records, int(width * 18.5))
+    foot = 0.5 + 0.125 * len(caption)
+    height = head + rows * (cell + gap) + foot
+    drawing = Figure(figsize=(width, height), dpi=DPI, facecolor="white")
+    FigureCanvasAgg(drawing)
+    for column, record in enumerate(records):
+        layer_ = layer or record.layers[0]
+        for row in range(rows):
+            ax = drawing.add_axes(
+                (
+                    (label + column * (cell + gap)) / width,
+                    1 - (head + row * (cell + gap) + cell) / height,
+                    cell / width,
+                    cell / height,
+                )
+            )
+            view = record.views[max(0, row - 1)]
+            y0, x0, y1, x1 = view.geometry.seen
+            crop = np.ascontiguousarray(record.picture.rgb[y0:y1, x0:x1])
+            shown, _ = _shrunk(crop, 400)
+            if row > 0 and not view.map(layer_).constant:
+                grey = _grey(shown)
+                map_ = _resize(view.on_source(layer_)[y0:y1, x0:x1], grey.shape[:2])
+                share = np.clip(map_ / np.nanmax(map_), 0, 1)
+                shown = _blend(grey, share, colormaps[MAP_COLOURS], _map_opacity(share), np.isfinite(map_))
+            ax.imshow(shown, interpolation="antialiased", aspect="equal")
+            ax.set_axis_off()
+            if row == 0:
+                labels = dict.fromkeys(view.target.label for view in record.views)
+                ax.text(
+                    0.5, 1.04, _cut(" / ".join(labels), 18), transform=ax.transAxes, ha="center", va="bottom",
+                    fontsize=7, color=_INK, **_TEXT,
+                )  # fmt: skip
+            else:
+                text = _percent(view.target.probability)
+                if view.map(layer_).constant:
+                    text += ", constant map"
+                if view.random:
+                    text += ", random weights"
+                ax.text(
+                    0.03, 0.03, text, transform=ax.transAxes, ha="left", va="bottom", fontsize=5.5, color="white",
+                    bbox={"facecolor": "black", "edgecolor": "none", "alpha": 0.55, "pad": 1}, **_TEXT,
+                )  # fmt: skip
+            if column == 0:
+                ax.text(
+                    -0.06, 0.5, "picture" if row == 0 else view.title, transform=ax.transAxes, rotation=90,
+                    ha="right", va="center", fontsize=7, color=_INK, **_TEXT,
+                )  # fmt: skip
+    bar = drawing.add_axes((label / width, (foot - 0.16) / height, min(2.0, width / 2) / width, 0.07 / height))
+    _map_bar(bar)
+    for number, (line, colour) in enumerate(caption):
+        drawing.text(
+            label / width, (0.125 * (len(caption) - number)) / height, line, fontsize=6, color=colour, va="top", **_TEXT
+        )
+    return drawing
+
+
+def render(drawing: Figure, kind: str, *, provenance: str = "") -> bytes:
+    """The figure as PNG, PDF or SVG: the same bytes each time. A PNG carries `provenance` in an iTXt chunk.
+
+    Raises:
+        OutputError: another kind of file.
+    """
+    buffer = io.BytesIO()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
+        if kind == "png":
+            info = PngInfo()
+            if provenance:
+                info.add_itxt("r2viz", provenance, zip=len(provenance) > 2000)
+            drawing.savefig(buffer, format="png", dpi=DPI, pil_kwargs={"pnginfo": info})
+        elif kind == "pdf":
+            drawing.savefig(buffer, format="pdf", metadata={"CreationDate": None, "Subject": provenance[:2000] or None})
+        elif kind == "svg":
+            import matplotlib
+
+            with matplotlib.rc_context({"svg.hashsalt": "r2viz"}):
+                drawing.savefig(buffer, format="svg", metadata={"Date": None})
+        else:
+            raise OutputError(f"no figure format {kind!r}; there are png, pdf and svg")
+    return buffer.getvalue()
+
+
+def provenance(record: CamRecord) -> str:
+    """What a figure embeds: the content digest and what it was made from, as one JSON object: no times, no paths."""
+    return json.dumps(
+        {
+            "r2viz": record.versions["r2viz"],
+            "digest": record.digest,
+            "picture": {"name": record.picture.name, "sha256": record.picture.sha256},
+            "networks": [
+                {"model": view.model, "weights": dict(view.weights), "target": view.target.label}
+                for view in record.views
+            ],
+            "layers": list(record.layers),
+            "method": record.method,
+            "registration": record.registration,
+            "versions": dict(record.versions),
+        },
+        ensure_ascii=False,
+    )
+
+
+def html(record: CamRecord) -> str:
+    """The figure as an HTML image, with a table of the numbers: what a notebook shows."""
+    image = base64.b64encode(render(figure(record), "png")).decode()
+    head = ("network", "target", "probability", "top-1", "layer", "raw maximum")
+    rows = [
+        (
+            view.title,
+            view.target.label,
+            _percent(view.target.probability),
+            f"{view.top[0].label} {_percent(view.top[0].probability)}",
+            map_.layer,
+            "constant" if map_.constant else f"{map_.raw.max():.4g}",
+        )
+        for view in record.views
+        for map_ in view.maps
+    ]
+    cells = "".join("<tr>" + "".join(f"<td>{escape(value)}</td>" for value in row) + "</tr>" for row in rows)
+    titles = "".join(f"<th>{title}</th>" for title in head)
+    alt = escape(f"Class activation maps of {record.picture.name} by " + " and ".join(v.title for v in record.views))
+    return (
+        f'<figure><img alt="{alt}" style="max-width:100%" src="data:image/png;base64,{image}">'
+        f"<table><thead><tr>{titles}</tr></thead><tbody>{cells}</tbody></table></figure>"
+    )
+
+
+def _caption(record: CamRecord, characters: int) -> list[tuple[str, str]]:
+    """Caption lines with their colours, wrapped to the figure's width."""
+    import textwrap
+
+    lines: list[tuple[str, str]] = []
+    policy = record.policy if record.policy in ("shared", "top1", "agree") else "named by the user"
+    targets = " / ".join(dict.fromkeys(view.target.label for view in record.views))
+    gradient = "" if record.views[0].maps[0].gradient == "total" else ", direct path only"
+    said = [
+        f"{record.method_title} of “{targets}” (target: {policy}) at {', '.join(record.layers)}{gradient}. "
+        "Each map is divided by its own maximum."
+    ]
+    for view in record.views:
+        top = view.top[0]
+        said.append(f"{view.title}: top-1 {top.label} {_percent(top.probability)}; weights: {view.weights['source']}.")
+    if record.shared:
+        first, second = record.views
+        said.append(f"Difference: {second.title} minus {first.title}, each map scaled to unit mass.")
+    elif len(record.views) == 2:
+        said.append("The networks' targets differ, so no difference is drawn.")
+    said += [f"Note: {note}." for note in (*record.picture.notes, *record.notes)]
+    for line in textwrap.wrap(one_line(" ".join(said), 2000), characters):
+        lines.append((line, _GREY))
+    if record.random:
+        for line in textwrap.wrap(
+            "RANDOM WEIGHTS: these maps show an untrained network. They say nothing about what training learns.",
+            characters,
+        ):
+            lines.append((line, _WARNING))
+    lines.append((f"r2viz {record.versions['r2viz']} · {record.digest[:16]}", _GREY))
+    return lines
+
+
+def _grid_caption(records: Sequence[CamRecord], characters: int) -> list[tuple[str, str]]:
+    import textwrap
+
+    first = records[0]
+    weights = "; ".join(f"{view.title}: {view.weights['source']}" for view in first.views)
+    text = (
+        f"{first.method_title} at {first.layers[0]}, each map divided by its own maximum; the number is the network's "
+        f"probability of the class above. {weights}."
+    )
+    lines = [(line, _GREY) for line in textwrap.wrap(one_line(text, 1000), characters)]
+    if any(record.random for record in records):
+        lines.append(("RANDOM WEIGHTS: untrained networks; the maps say nothing about learning.", _WARNING))
+    return lines
+
+
+def _bars(
+    drawing: Figure,
+    record: CamRecord,
+    layout: _Layout,
+    top: float,
+    size: tuple[float, float],
+    with_difference: bool,
+) -> None:
+    """Colour bars beneath the panels that they belong to (side by side where there is one column)."""
+    width, height = size
+    across = layout.columns > 2
+    start = layout.margin + (layout.cell + layout.gap if across else 0)
+    length = min(2.4, layout.cell * (1.3 if across else 0.45))
+    bar = drawing.add_axes((start / width, 1 - (top + 0.07) / height, length / width, 0.07 / height))
+    _map_bar(bar)
+    if not with_difference:
+        return
+    first, second = record.views
+    start = (
+        layout.margin + (layout.columns - 1) * (layout.cell + layout.gap) if across else width - layout.margin - length
+    )
+    length = layout.cell if across else length
+    bar = drawing.add_axes((start / width, 1 - (top + 0.07) / height, length / width, 0.07 / height))
+    colours = _shown_colours(colormaps[DIFFERENCE_COLOURS], lambda x: 0.85 * np.sqrt(np.abs(2 * x - 1)), 225)
+    _bar(bar, colours, (-1, 1), [-1, 1], [f"more {_short(first.title)}", f"more {_short(second.title)}"])
+
+
+def _map_bar(ax: Axes) -> None:
+    colours = _shown_colours(colormaps[MAP_COLOURS], _map_opacity, 128)
+    _bar(ax, colours, (0, 1), [0, 1], ["0", "map's own maximum"])
+
+
+def _bar(ax: Axes, colours: Colormap, span: tuple[float, float], ticks: list[float], labels: list[str]) -> None:
+    mappable = ScalarMappable(Normalize(*span), colours)
+    ax.figure.colorbar(mappable, cax=ax, orientation="horizontal")
+    ax.set_xticks(ticks, labels)
+    ax.tick_params(labelsize=6, length=2, width=0.4, pad=1.5, labelcolor=_GREY, color=_GREY)
+    for spine in ax.spines.values():
+        spine.set_linewidth(0.3)
+    texts = ax.get_xticklabels()
+    texts[0].set_horizontalalignment("left")
+    texts[-1].set_horizontalalignment("right")
+    for text in texts:
+        text.set_parse_math(False)
+
+
+def _shown_colours(colours: Colormap, opacity: Any, ground: int) -> Colormap:
+    """The colour map as a panel shows it: laid over middle grey (or pale grey) with the panel's opacity."""
+    values = np.linspace(0, 1, 256)
+    alpha = np.asarray(opacity(values))[:, None]
+    return ListedColormap(alpha * colours(values)[:, :3] + (1 - alpha) * ground / 255)
+
+
+def _map_opacity(share: np.ndarray) -> np.ndarray:
+    return 0.30 + 0.42 * share
+
+
+def _panel(ax: Axes, shown: np.ndarray, record: CamRecord, view: View | None = None) -> None:
+    """The picture on the axes in source coordinates, with what was not seen dimmed and the region outlined."""
+    height, width = record.picture.rgb.shape[:2]
+    seen = [one.geometry.seen for one in ([view] if view is not None else record.views)]
+    y0, x0 = min(box[0] for box in seen), min(box[1] for box in seen)
+    y1, x1 = max(box[2] for box in seen), max(box[3] for box in seen)
+    if (y0, x0, y1, x1) != (0, 0, height, width):
+        rows, columns = shown.shape[0] / height, shown.shape[1] / width
+        outside = np.ones(shown.shape[:2], dtype=bool)
+        outside[round(y0 * rows) : round(y1 * rows), round(x0 * columns) : round(x1 * columns)] = False
+        shown = shown.copy()
+        shown[outside] = (0.35 * shown[outside] + 0.65 * 255).astype(np.uint8)
+    ax.imshow(shown, extent=(0, width, height, 0), interpolation="antialiased", aspect="auto")
+    if (y0, x0, y1, x1) != (0, 0, height, width):
+        ax.add_patch(
+            Rectangle((x0, y0), x1 - x0, y1 - y0, fill=False, edgecolor=_GREY, linewidth=0.4, linestyle=(0, (3, 2)))
+        )
+    region = record.region
+    if region is not None and region.box is not None:
+        bx0, by0, bx1, by1 = region.box
+        for colour, line in (("black", 1.6), ("white", 0.8)):
+            ax.add_patch(Rectangle((bx0, by0), bx1 - bx0, by1 - by0, fill=False, edgecolor=colour, linewidth=line))
+    elif region is not None:
+        mask = _resize(region.mask.astype(np.float32), shown.shape[:2])
+        rows, columns = np.linspace(0, height, mask.shape[0]), np.linspace(0, width, mask.shape[1])
+        if min(mask.shape) > 1:
+            for colour, line in (("black", 1.6), ("white", 0.8)):
+                ax.contour(columns, rows, mask, levels=[0.5], colors=colour, linewidths=line)
+    ax.set_xlim(0, width)
+    ax.set_ylim(height, 0)
+    ax.set_xticks([])
+    ax.set_yticks([])
+    for spine in ax.spines.values():
+        spine.set_linewidth(0.4)
+        spine.set_color(_GREY)
+
+
+def _titles(ax: Axes, title: str, *notes: str) -> None:
+    """Lines above a panel: the last one nearest to it; each made to fit the width of the panel's cell."""
+    inches = ax.figure.get_size_inches()[0]  # type: ignore[union-attr]
+    room = max(ax.get_position().width * inches, 1.55) * 72
+    for number, note in enumerate(reversed(notes)):
+        _line(ax, note, 6.5, 3 + 8.2 * number, room)
+    _line(ax, title, 8, 3 + 8.2 * len(notes) + 0.8, room, fontweight="bold")
+
+
+def _line(ax: Axes, text: str, size: float, up: float, room: float, **more: Any) -> None:
+    font = FontProperties(size=size, weight=more.get("fontweight", "normal"))
+
+    def width(candidate: str) -> float:
+        return TextToPath().get_text_width_height_descent(candidate, font, ismath=False)[0]
+
+    text = one_line(text, 200)
+    if width(text) > room:  # smaller letters first, then fewer
+        size *= max(0.8, room / width(text))
+        font.set_size(size)
+    while len(text) > 4 and width(text) > room:
+        text = text[:-2].rstrip() + "…"
+    ax.annotate(
+        text, (0.5, 1), (0, up), xycoords="axes fraction", textcoords="offset points", ha="center", va="bottom",
+        fontsize=size, color=_INK, **more, **_TEXT,
+    )  # fmt: skip
+
+
+def _shrunk(rgb: np.ndarray, longest: int = _LONGEST_SIDE) -> tuple[np.ndarray, float]:
+    """The picture at most `longest` pixels wide and high, and the factor."""
+    factor = min(1.0, longest / max(rgb.shape[:2]))
+    if factor == 1.0:
+        return rgb, 1.0
+    size = (max(1, round(rgb.shape[1] * factor)), max(1, round(rgb.shape[0] * factor)))
+    return cv2.resize(rgb, size, interpolation=cv2.INTER_AREA), factor
+
+
+def _resize(values: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """A float map `(H, W)` at the drawing's size; what was not seen stays NaN."""
+    if values.shape == size:
+        return values
+    return cv2.resize(values, (size[1], size[0]), interpolation=cv2.INTER_NEAREST)
+
+
+def _grey(rgb: np.ndarray) -> np.ndarray:
+    luminance = cv2.cvtColor(np.ascontiguousarray(rgb), cv2.COLOR_RGB2GRAY)
+    return np.repeat(luminance[:, :, None], 3, axis=2)
+
+
+def _pale(grey: np.ndarray) -> np.ndarray:
+    """Greys lifted towards white, so that both signs of a difference stand out."""
+    return (140 + grey.astype(np.float32) * (115 / 255)).astype(np.uint8)
+
+
+def _blend(
+    ground: np.ndarray, values: np.ndarray, colours: Colormap, opacity: np.ndarray, where: np.ndarray
+) -> np.ndarray:
+    """`values` in 0..1 as colours over `ground` (uint8 `(H, W, 3)`), only `where` there is a value."""
+    alpha = np.where(where, opacity, 0)[:, :, None]
+    mixed = alpha * colours(np.nan_to_num(values))[:, :, :3] * 255 + (1 - alpha) * ground
+    return np.rint(mixed).astype(np.uint8)
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.1f} %" if share >= 0.001 or share == 0 else "< 0.1 %"
+
+
+def _short(title: str) -> str:
+    return title.split()[0]
+
+
+def _cut(text: str, limit: int) -> str:
+    return one_line(text, max(4, limit))

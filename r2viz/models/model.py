@@ -1,0 +1,199 @@
+"""A network ready to be looked at: module, preprocessing, class names and where its weights came from."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from r2viz.errors import BadWeights, ModelError, R2VizError, UnknownName, one_line
+from r2viz.geometry import Preprocess
+from r2viz.models import weights as stored
+from r2viz.models.weights import Weights
+from r2viz.models.zoo import ZOO, Row, canonical, pair
+
+RANDOM_SEED = 0
+FITS = ("crop", "squash", "whole")
+
+
+@dataclass(frozen=True, eq=False)
+class Model:
+    """What an analysis needs to know of a network. Safe to use from several threads."""
+
+    name: str
+    title: str
+    module: nn.Module
+    preprocess: Preprocess
+    classes: tuple[str, ...]
+    weights: Weights
+    seed: int | None = None
+
+
+def load(
+    name: str,
+    *,
+    weights: str | os.PathLike[str] = "auto",
+    seed: int | None = None,
+    classes: Sequence[str] | None = None,
+    device: str | torch.device = "cpu",
+) -> Model:
+    """A network of the table, in evaluation mode, channels-last.
+
+    Args:
+        name: a name or alias in `r2viz.models.zoo.ZOO`.
+        weights: `"auto"` and `"imagenet"` take the public weights, `"random"` seeded fresh ones (for tests and
+            comparisons with "untrained"), anything else is a file: safetensors, or a pickle that holds tensors only.
+        seed: of random weights; 0 unless given.
+        classes: names of the classes, in the order of the head's outputs. A file with another number of classes
+            than the network's own needs them for labels; without, its classes are called by their numbers.
+        device: a torch device, or `"auto"`: CUDA, then MPS, then the CPU.
+
+    Raises:
+        UnknownName: no such network.
+        WeightsUnavailable: the public weights are neither cached nor reachable.
+        BadWeights: the file cannot be read, is not safe, or does not fit.
+        ModelError: the number of class names is not the number of classes.
+    """
+    name = canonical(name)
+    row = ZOO[name]
+    kind = os.fspath(weights)
+    if seed is not None and kind != "random":
+        raise ModelError(f"seed {seed} was given with weights {one_line(kind)!r}; a seed belongs to weights 'random'")
+    if kind == "random":
+        module, origin = _random(row, RANDOM_SEED if seed is None else seed)
+    else:
+        module, origin = _stored(name, row, kind)
+    labels = _labels(row, module, classes)
+    module.eval().to(device=resolve_device(device), memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return Model(
+        name, row.title, module, row.preprocess, labels, origin, RANDOM_SEED if origin.random and seed is None else seed
+    )
+
+
+def pair_models(name: str) -> tuple[str, str]:
+    """The names of a pair's networks, the baseline first.
+
+    Raises:
+        UnknownName: no such pair.
+    """
+    return pair("imagenet" if name == "auto" else name).models
+
+
+def load_pair(name: str = "auto", **options: Any) -> tuple[Model, Model]:
+    """Both networks of a pair, the baseline first; `options` as for `load`."""
+    first, second = (load(model, **options) for model in pair_models(name))
+    return first, second
+
+
+def fitted(model: Model, fit: str) -> Model:
+    """The model with another way of fitting a picture into its input.
+
+    `"crop"` is the weights' own (the margins are lost), `"squash"` shows it the whole picture with the aspect changed,
+    `"whole"` the whole picture in its aspect, at the input's shorter side; the last makes inputs of different sizes.
+
+    Raises:
+        UnknownName: no such way.
+    """
+    own = model.preprocess
+    if fit == "crop" or own.crop is None:
+        return model
+    if fit == "squash":
+        return replace(model, preprocess=replace(own, mode="squash"))
+    if fit == "whole":
+        return replace(model, preprocess=replace(own, resize=min(own.crop), crop=None))
+    raise UnknownName(f"no fit {fit!r}; there are {', '.join(FITS)}", code="unknown_name.fit")
+
+
+def resolve_device(device: str | torch.device) -> torch.device:
+    """`"auto"` as the best device there is; anything else checked.
+
+    Raises:
+        ModelError: torch does not know the device, or it is not there.
+    """
+    if device == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    try:
+        resolved = torch.device(device)
+        torch.empty(0, device=resolved)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = one_line(str(error).splitlines()[0], 120)
+        raise ModelError(f"device {str(device)!r} cannot be used ({reason}); try 'auto' or 'cpu'") from None
+    return resolved
+
+
+def _random(row: Row, seed: int) -> tuple[nn.Module, Weights]:
+    with torch.random.fork_rng(devices=[]):  # the caller's random numbers go on as if nothing had been drawn
+        torch.manual_seed(seed)
+        module = row.build()
+    return module, Weights("random", f"random weights, seed {seed}", stored.digest(module.state_dict()))
+
+
+def _stored(name: str, row: Row, kind: str) -> tuple[nn.Module, Weights]:
+    if kind in ("auto", "imagenet"):
+        if row.hub is None:
+            raise UnknownName(f"{name} has no public weights; give a file, or weights 'random'")
+        path, commit = stored.fetch(row.hub)
+        origin = Weights("hub", f"{row.hub}@{commit[:12]}", stored.file_digest(path))
+    elif kind == "mini":
+        raise UnknownName(f"{name} has no weights 'mini'; there are 'auto', 'imagenet', 'random' and files")
+    else:
+        path = Path(kind)
+        origin = Weights("file", one_line(path.name), "")
+    state = stored.read(path)
+    if not origin.sha256:
+        origin = Weights("file", origin.source, stored.file_digest(path))
+    size = stored.head_size(state)
+    with torch.device("meta"):  # no memory and no random numbers are spent on weights that the file replaces
+        module = row.build() if size is None else row.build(num_classes=size)
+    stored.fit(module, state, name=name, source=origin.source)
+    return module, origin
+
+
+def _labels(row: Row, module: nn.Module, classes: Sequence[str] | None) -> tuple[str, ...]:
+    count = _outputs(module)
+    if classes is not None:
+        if len(classes) != count:
+            raise ModelError(
+                f"{len(classes)} class names came for a network of {count} classes; give one name per class, in order"
+            )
+        return tuple(classes)
+    known = class_names(row.classes)
+    return known if len(known) == count else tuple(f"class {index}" for index in range(count))
+
+
+def _outputs(module: nn.Module) -> int:
+    head = [part for part in module.modules() if isinstance(part, nn.Linear)][-1]
+    return head.out_features
+
+
+def class_names(vocabulary: str) -> tuple[str, ...]:
+    """Names of the classes of a data set that the table's weights were trained on, in output order."""
+    if vocabulary == "imagenet":
+        from torchvision.models import ResNet50_Weights
+
+        return tuple(ResNet50_Weights.IMAGENET1K_V1.meta["categories"])
+    raise UnknownName(f"no class names for {vocabulary!r}")
+
+
+def read_classes(path: str | os.PathLike[str]) -> tuple[str, ...]:
+    """Class names from a text file, one per line, in output order.
+
+    Raises:
+        R2VizError: the file cannot be read, is empty, or names a class twice.
+    """
+    shown = one_line(os.fspath(path))
+    try:
+        lines = Path(path).read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise R2VizError(f"the class names {shown} cannot be read ({one_line(str(error), 120)})") from None
+    names = tuple(line.strip() for line in lines if line.strip())
+    if not names:
+        raise BadWeights(f"the class names {shown} hold no line; expected one name per line", code="bad_classes")
+    return names

@@ -1,0 +1,1 @@
+"""Receptive fields: what a unit could see (theory), how a network is traced for that, and what it does see."""

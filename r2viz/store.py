@@ -1,0 +1,291 @@
+"""Records on disk: JSON (schema 1) beside NPZ, written whole or not at all, and read back."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import io
+import json
+import math
+import os
+import secrets
+import zipfile
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from r2viz.coverage import Region
+from r2viz.errors import BadRecord, OutputError, one_line
+from r2viz.geometry import Geometry
+from r2viz.image import Picture
+from r2viz.records import SCHEMA, CamRecord, ClassScore, LayerMap, View
+
+
+def write_set(files: Mapping[Path, bytes], *, overwrite: bool = False) -> None:
+    """Files that belong together: all appear under their names, each complete, or none does.
+
+    Raises:
+        OutputError: one exists and `overwrite` is off, or one cannot be written (no permission, disk full); then
+            none was changed and nothing half-written is left.
+    """
+    refuse_existing(files, overwrite=overwrite)
+    staged: dict[Path, Path] = {}
+    path = next(iter(files))
+    try:
+        for path, content in files.items():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            # Beside its target, so that the rename stays within one disk; with the umask's permissions.
+            temporary = path.parent / f".{path.name[:100]}.{secrets.token_hex(4)}.part"
+            staged[path] = temporary
+            with open(temporary, "xb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+        for path in files:
+            os.replace(staged[path], path)
+    except OSError as error:
+        shown = one_line(str(path))
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise OutputError(
+                f"{shown} cannot be written: the disk is full; nothing half-written was left", code="output.disk_full"
+            ) from error
+        reason = one_line(error.strerror or str(error), 120)
+        raise OutputError(
+            f"{shown} cannot be written ({reason}); choose a folder that you may write to with -o", code="output.denied"
+        ) from error
+    finally:
+        for temporary in staged.values():
+            with contextlib.suppress(OSError):
+                temporary.unlink(missing_ok=True)
+
+
+def refuse_existing(paths: Iterable[Path], *, overwrite: bool = False) -> None:
+    """Raise for the first of `paths` that must not be written over.
+
+    Raises:
+        OutputError: a folder of that name exists, or a file does and `overwrite` is off.
+    """
+    for path in paths:
+        if path.is_dir():
+            raise OutputError(f"{one_line(str(path))} is a folder; choose another place with -o", code="output.exists")
+        if path.exists() and not overwrite:
+            raise OutputError(
+                f"{one_line(str(path))} exists already; use --overwrite, or another folder with -o",
+                code="output.exists",
+            )
+
+
+def save(record: CamRecord, path: str | os.PathLike[str], *, overwrite: bool = False) -> Path:
+    """The record as `path` (JSON) and, beside it under the same stem, NPZ. Returns the JSON's path.
+
+    Raises:
+        OutputError: see `atomic`.
+    """
+    target = Path(path)
+    if target.suffix != ".json":
+        raise OutputError(f"{one_line(str(target))} does not end in .json; records are JSON with an NPZ beside it")
+    write_set(files(record, target), overwrite=overwrite)
+    return target
+
+
+def files(record: CamRecord, path: Path) -> dict[Path, bytes]:
+    """What `save` writes: the JSON at `path` and the NPZ beside it."""
+    arrays = path.with_suffix(".npz")
+    return {arrays: npz(record), path: dumps(record, arrays=arrays.name).encode()}
+
+
+def npz(record: CamRecord) -> bytes:
+    """The record's arrays as NPZ: equal records give equal bytes.
+
+    `<model>/raw` is the signed map `(h, w)`, `<model>/map` the map after its ReLU over the source picture `(H, W)`
+    (NaN where the network saw nothing). With several layers these are the first layer's, and every layer stands
+    under `<model>/<layer>/raw` and `<model>/<layer>/map`. `picture` is the upright source `(H, W, 3)`, `region` the
+    object's mask where there is one.
+    """
+    arrays: dict[str, np.ndarray] = {"picture": record.picture.rgb}
+    if record.region is not None:
+        arrays["region"] = record.region.mask
+    for key, view in zip(view_keys(record), record.views, strict=True):
+        for map_ in view.maps:
+            laid = view.on_source(map_.layer)
+            if map_ is view.maps[0]:
+                arrays[f"{key}/raw"], arrays[f"{key}/map"] = map_.raw, laid
+            if len(view.maps) > 1:
+                arrays[f"{key}/{map_.layer}/raw"], arrays[f"{key}/{map_.layer}/map"] = map_.raw, laid
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, **arrays)  # type: ignore[arg-type]
+    return buffer.getvalue()
+
+
+def view_keys(record: CamRecord) -> list[str]:
+    """A distinct key for each network: its name, numbered when one network is compared with itself."""
+    names = [view.model for view in record.views]
+    return [f"{name}#{index + 1}" if names.count(name) > 1 else name for index, name in enumerate(names)]
+
+
+def as_dict(record: CamRecord, *, arrays: str | None = None) -> dict[str, Any]:
+    """The record as JSON-able values, schema 1, without its arrays; numbers are not rounded."""
+    picture = record.picture
+    document: dict[str, Any] = {
+        "schema": SCHEMA,
+        "kind": "cam",
+        "digest": record.digest,
+        "picture": {
+            "name": picture.name,
+            "sha256": picture.sha256,
+            "size": list(picture.rgb.shape[:2]),
+            "format": picture.format,
+            "notes": list(picture.notes),
+        },
+        "policy": record.policy,
+        "shared_target": record.shared,
+        "method": record.method,
+        "method_title": record.method_title,
+        "registration": record.registration,
+        "map_view": "ReLU at layer resolution, then bilinear between unit centres; unscaled",
+        "region": None if record.region is None else {"name": record.region.name, "box": record.region.box},
+        "views": [_view_dict(record, key, view) for key, view in zip(view_keys(record), record.views, strict=True)],
+        "maximum_ratio": {layer: record.maximum_ratio(layer) for layer in record.layers} if record.shared else None,
+        "versions": dict(record.versions),
+        "device": record.device,
+        "dtype": record.dtype,
+        "notes": list(record.notes),
+    }
+    if arrays is not None:
+        document["arrays"] = arrays
+    return document
+
+
+def _view_dict(record: CamRecord, key: str, view: View) -> dict[str, Any]:
+    maps = []
+    for map_ in view.maps:
+        inside = record.inside(view, map_.layer)
+        maps.append(
+            {
+                "layer": map_.layer,
+                "shape": list(map_.raw.shape),
+                "start": list(map_.start),
+                "jump": list(map_.jump),
+                "registration": map_.registration,
+                "gradient": map_.gradient,
+                "constant": map_.constant,
+                "minimum": float(map_.raw.min()),
+                "maximum": float(map_.raw.max()),
+                "share_inside": None if inside is None or math.isnan(inside.share) else inside.share,
+                "chance": None if inside is None else inside.chance,
+                "array": f"{key}/{map_.layer}/raw" if len(view.maps) > 1 else f"{key}/raw",
+            }
+        )
+    geometry = view.geometry
+    return {
+        "model": view.model,
+        "title": view.title,
+        "weights": dict(view.weights),
+        "random": view.random,
+        "seed": view.seed,
+        "preprocess": dict(view.preprocess),
+        "geometry": {
+            "source_size": list(geometry.source_size),
+            "input_size": list(geometry.input_size),
+            "scale": list(geometry.scale),
+            "offset": list(geometry.offset),
+            "seen": list(geometry.seen),
+        },
+        "target": vars(view.target),
+        "top": [vars(score) for score in view.top],
+        "maps": maps,
+    }
+
+
+def dumps(record: CamRecord, *, arrays: str | None = None) -> str:
+    """The record as JSON text, ending in a line feed."""
+    return json.dumps(as_dict(record, arrays=arrays), indent=1, allow_nan=False, ensure_ascii=False) + "\n"
+
+
+def open_record(path: str | os.PathLike[str]) -> CamRecord:
+    """A record that `save` wrote.
+
+    Raises:
+        BadRecord: not a record of r2viz, of a newer schema, or its NPZ is missing or does not fit.
+    """
+    source = Path(path)
+    shown = one_line(str(source))
+    try:
+        document = json.loads(source.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise BadRecord(f"there is no record {shown}; `r2viz cam IMAGE` writes one") from None
+    except (OSError, ValueError) as error:
+        raise BadRecord(
+            f"{shown} is not a record ({one_line(str(error), 120)}); expected the JSON that r2viz wrote"
+        ) from None
+    if not isinstance(document, dict) or document.get("kind") != "cam":
+        raise BadRecord(f"{shown} is JSON, but not a class activation record of r2viz")
+    if document.get("schema") != SCHEMA:
+        raise BadRecord(f"{shown} has schema {document.get('schema')!r}; this r2viz reads schema {SCHEMA}")
+    try:
+        # The NPZ stands beside the JSON; a name with a folder in it is none that we wrote.
+        with np.load(source.parent / Path(document["arrays"]).name, allow_pickle=False) as arrays:
+            return _record(document, arrays)
+    except FileNotFoundError as error:
+        raise BadRecord(
+            f"{shown} lacks its arrays, {one_line(str(error.filename), 120)}; keep the two together"
+        ) from None
+    except (KeyError, TypeError, ValueError, OSError, zipfile.BadZipFile, EOFError) as error:
+        raise BadRecord(
+            f"{shown} or its arrays are damaged ({type(error).__name__}: {one_line(str(error), 120)})"
+        ) from None
+
+
+def _record(document: dict[str, Any], arrays: Any) -> CamRecord:
+    described = document["picture"]
+    picture = Picture(
+        arrays["picture"], described["name"], described["sha256"], described["format"], tuple(described["notes"])
+    )
+    region = document["region"]
+    return CamRecord(
+        picture=picture,
+        views=tuple(_view(view, arrays) for view in document["views"]),
+        policy=document["policy"],
+        method=document["method"],
+        method_title=document["method_title"],
+        registration=document["registration"],
+        region=None
+        if region is None
+        else Region(arrays["region"], None if region["box"] is None else tuple(region["box"]), region["name"]),
+        versions=document["versions"],
+        device=document["device"],
+        dtype=document["dtype"],
+        notes=tuple(document["notes"]),
+    )
+
+
+def _view(document: dict[str, Any], arrays: Any) -> View:
+    geometry = document["geometry"]
+    return View(
+        model=document["model"],
+        title=document["title"],
+        weights=document["weights"],
+        seed=document["seed"],
+        preprocess=document["preprocess"],
+        geometry=Geometry(
+            tuple(geometry["source_size"]),
+            tuple(geometry["input_size"]),
+            tuple(geometry["scale"]),
+            tuple(geometry["offset"]),
+        ),
+        target=ClassScore(**document["target"]),
+        top=tuple(ClassScore(**score) for score in document["top"]),
+        maps=tuple(
+            LayerMap(
+                map_["layer"],
+                arrays[map_["array"]],
+                tuple(map_["start"]),
+                tuple(map_["jump"]),
+                map_["registration"],
+                map_["gradient"],
+            )
+            for map_ in document["maps"]
+        ),
+    )

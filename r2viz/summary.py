@@ -1,0 +1,34 @@
+"""A record in a few lines of text."""
+
+from __future__ import annotations
+
+import math
+
+from r2viz.records import CamRecord
+
+
+def lines(record: CamRecord) -> list[str]:
+    """What the command line prints for a picture: each network's target, top-1, and how its map lies."""
+    targets = " / ".join(dict.fromkeys(view.target.label for view in record.views))
+    policy = record.policy if record.policy in ("shared", "top1", "agree") else "named"
+    said = [f"{record.picture.name}: {record.method_title} of {targets!r} ({policy})"]
+    width = max(len(view.title) for view in record.views)
+    for view in record.views:
+        said.append(
+            f"  {view.title:<{width}}  target {view.target.probability:7.2%}  "
+            f"top-1 {view.top[0].label} {view.top[0].probability:.2%}  weights: {view.weights['source']}"
+        )
+        for map_ in view.maps:
+            inside = record.inside(view, map_.layer)
+            share = ""
+            if inside is not None:
+                share = (
+                    "  no mass"
+                    if math.isnan(inside.share)
+                    else f"  inside {inside.share:.1%} (chance {inside.chance:.1%})"
+                )
+            state = "constant map, nothing to show" if map_.constant else f"raw maximum {map_.raw.max():.4g}"
+            said.append(f"  {'':<{width}}  {map_.layer}: {state}{share}")
+    if record.random:
+        said.append("  RANDOM WEIGHTS: untrained networks; the maps say nothing about learning")
+    return said + [f"  note: {note}" for note in (*record.picture.notes, *record.notes)]
