@@ -206,11 +206,12 @@ class Preprocess:
         image = Image.fromarray(rgb)
         if resized != size:
             image = image.resize(resized[::-1], _RESAMPLING[self.interpolation])
-        pixels = np.array(image)[corner[0] : corner[0] + input_size[0], corner[1] : corner[1] + input_size[1]]
-        tensor = torch.from_numpy(pixels).permute(2, 0, 1).to(torch.float32, memory_format=torch.contiguous_format)
-        # The order of torchvision's operations, so that the last bit agrees too.
-        tensor = tensor.div_(255).sub_(torch.tensor(self.mean).view(3, 1, 1)).div_(torch.tensor(self.std).view(3, 1, 1))
-        return tensor[None].contiguous(), Geometry.of_resize_and_crop(size, resized, corner, input_size)
+        pixels = np.asarray(image)[corner[0] : corner[0] + input_size[0], corner[1] : corner[1] + input_size[1]]
+        # 256 levels per channel, each computed once in torchvision's order of operations: its bits, without its passes.
+        mean, std = (np.asarray(values, dtype=np.float32)[:, None] for values in (self.mean, self.std))
+        levels = (np.arange(256, dtype=np.float32) / np.float32(255) - mean) / std
+        planes = np.stack([levels[channel][pixels[..., channel]] for channel in range(3)])
+        return torch.from_numpy(planes)[None], Geometry.of_resize_and_crop(size, resized, corner, input_size)
 
     def _plan(self, size: tuple[int, int]) -> tuple[tuple[int, int], tuple[int, int], tuple[int, int]]:
         """(resized size, crop's top left corner, input size) for a picture of `size`, all as (y, x)."""
