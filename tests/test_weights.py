@@ -70,7 +70,12 @@ def hub(content):
 @pytest.fixture
 def get(tmp_path, monkeypatch):
     """`fetch` from a given endpoint into an empty cache."""
+    # Whatever the machine's own settings are, and without its login.
     monkeypatch.setattr(weights, "_unreachable", {})
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_IMPLICIT_TOKEN", True)
+    monkeypatch.delenv("HF_HUB_ETAG_TIMEOUT", raising=False)
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1,localhost")
 
     def get(hub, repo_id=REPO, **options):
         return fetch(repo_id, endpoint=hub if isinstance(hub, str) else hub.address, cache_dir=get.cache, **options)
@@ -165,6 +170,7 @@ def test_a_hub_that_sends_for_ever_onward_is_left(hub, get):
 
 
 def test_the_login_goes_to_the_hub_and_no_further(hub, get, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_IMPLICIT_TOKEN", False)
     monkeypatch.setenv("HF_TOKEN", "hf_secret")
     get(hub)
     assert [(line.split("/")[1], login) for line, login in zip(hub.asked, hub.logins, strict=True)] == [
@@ -418,7 +424,8 @@ except R2VizError as error:
 
 def environment(hub, tmp_path, **more):
     kept = {key: value for key, value in os.environ.items() if not key.startswith("HF_")}
-    return kept | {"HF_ENDPOINT": hub.address, "HF_HOME": str(tmp_path / "home")} | more
+    ours = {"HF_ENDPOINT": hub.address, "HF_HOME": str(tmp_path / "home"), "NO_PROXY": "127.0.0.1"}
+    return kept | ours | more
 
 
 def test_hf_endpoint_and_hf_home_are_honoured_and_nothing_is_printed(hub, tmp_path):
