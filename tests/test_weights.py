@@ -4,6 +4,7 @@ import fcntl
 import hashlib
 import os
 import pty
+import select
 import shutil
 import socket
 import struct
@@ -424,7 +425,7 @@ except R2VizError as error:
 
 def environment(hub, tmp_path, **more):
     kept = {key: value for key, value in os.environ.items() if not key.startswith("HF_")}
-    ours = {"HF_ENDPOINT": hub.address, "HF_HOME": str(tmp_path / "home"), "NO_PROXY": "127.0.0.1"}
+    ours = {"HF_ENDPOINT": hub.address, "HF_HOME": str(tmp_path / "home"), "NO_PROXY": "127.0.0.1,localhost"}
     return kept | ours | more
 
 
@@ -457,6 +458,7 @@ def test_a_terminal_sees_progress(hub, tmp_path):
     ours, theirs = pty.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
     subprocess.run([sys.executable, "-c", PROGRAM], env=environment(hub, tmp_path), stderr=theirs, check=True)
+    assert select.select([ours], [], [], 0)[0], "nothing was shown"
     assert b"timm/tiny.r2viz:" in os.read(ours, 100_000)
     os.close(ours)
     os.close(theirs)
