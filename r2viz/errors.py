@@ -27,6 +27,12 @@ class BadImage(R2VizError):
     code = "bad_image"
 
 
+class BadData(R2VizError):
+    """A data set that cannot be trained on: its layout, columns, labels or pictures."""
+
+    code = "bad_data"
+
+
 class BadWeights(R2VizError):
     """A weights file that is unreadable, does not fit, or must not be loaded."""
 
