@@ -16,7 +16,7 @@ from torch import Tensor
 from r2viz.attribution import Pass, forward_pass, method_named
 from r2viz.attribution.targets import TargetPolicy, policy
 from r2viz.coverage import Region
-from r2viz.errors import BadTarget, ModelError, R2VizError
+from r2viz.errors import BadRegion, BadTarget, ModelError, R2VizError, UnknownName
 from r2viz.geometry import Geometry
 from r2viz.image import Picture, decode
 from r2viz.models.model import Model, load, load_pair
@@ -105,9 +105,16 @@ def _flush(
     region: Callable[[tuple[int, int]], Region] | None,
     options: dict[str, Any],
 ) -> Iterator[CamRecord | R2VizError]:
-    good = [picture for picture in waiting if isinstance(picture, Picture)]
-    regions = [None if region is None else region(picture.rgb.shape[:2]) for picture in good]
-    results = iter(explain_batch(good, models, regions=regions, **options)) if good else iter(())
+    good: list[Picture] = []
+    regions: list[Region | None] = []
+    for number, item in enumerate(waiting):
+        if isinstance(item, Picture):
+            try:
+                regions.append(None if region is None else region(item.rgb.shape[:2]))
+                good.append(item)
+            except R2VizError as error:
+                waiting[number] = error
+    results = iter(explain_batch(good, models, regions=regions, **options))
     for item in waiting:
         yield next(results) if isinstance(item, Picture) else item
 
@@ -122,7 +129,9 @@ def explain_batch(
     regions: Sequence[Region | None] | None = None,
     registration: str = "rf",
 ) -> list[CamRecord | R2VizError]:
-    """`explain` for a batch: one forward pass per network. A picture without a target gives its error, others go on.
+    """`explain` for a batch: one forward pass per network.
+
+    A picture that the networks cannot take, or that has no target, gives its error; others go on.
 
     Raises:
         R2VizError: what is wrong for all pictures: an unknown layer, method or label, networks that do not fit.
@@ -130,20 +139,45 @@ def explain_batch(
     if not 1 <= len(models) <= 2:
         raise ModelError(f"{len(models)} networks came; expected one, or two to compare")
     if registration not in REGISTRATIONS:
-        raise ModelError(f"no registration {registration!r}; there are {' and '.join(REGISTRATIONS)}")
+        raise UnknownName(
+            f"no registration {registration!r}; there are {' and '.join(REGISTRATIONS)}",
+            code="unknown_name.registration",
+        )
     regions = [None] * len(pictures) if regions is None else regions
     method_named(method)
-    layers = tuple(dict.fromkeys(layers))
+    layers = (layers,) if isinstance(layers, str) else tuple(dict.fromkeys(layers))
     policy_ = policy(target, [model.classes for model in models])
     for model in models:
         for layer in layers:
             point(unwrapped(model.module), layer, called=model.name)
-    return _run(list(pictures), list(regions), models, layers, method, policy_, registration)
+    prepared = [_prepared(picture, region, models) for picture, region in zip(pictures, regions, strict=True)]
+    fit = [one for one in prepared if isinstance(one, _Prepared)]
+    results = iter(_run(fit, models, layers, method, policy_, registration) if fit else ())
+    return [next(results) if isinstance(one, _Prepared) else one for one in prepared]
+
+
+@dataclass(frozen=True, eq=False)
+class _Prepared:
+    """A picture with each network's input and its geometry."""
+
+    picture: Picture
+    region: Region | None
+    inputs: list[tuple[Tensor, Geometry]]
+
+
+def _prepared(picture: Picture, region: Region | None, models: Sequence[Model]) -> _Prepared | R2VizError:
+    size = picture.rgb.shape[:2]
+    if region is not None and region.mask.shape != size:
+        came = " x ".join(map(str, region.mask.shape[::-1]))
+        return BadRegion(f"the region is {came}, but the picture is {size[1]} x {size[0]}; they must be equal")
+    try:
+        return _Prepared(picture, region, [model.preprocess(picture.rgb) for model in models])
+    except R2VizError as error:
+        return error
 
 
 def _run(
-    pictures: list[Picture],
-    regions: list[Region | None],
+    prepared: list[_Prepared],
     models: Sequence[Model],
     layers: tuple[str, ...],
     method: str,
@@ -152,27 +186,35 @@ def _run(
 ) -> list[CamRecord | R2VizError]:
     """`explain_batch` after its checks. A device that runs out of memory gets half the batch, then the CPU."""
     rest = (models, layers, method, policy_, registration)
-    prepared = [[model.preprocess(picture.rgb) for picture in pictures] for model in models]
-    if any(len({tensor.shape for tensor, _ in one}) > 1 for one in prepared):
+    inputs = [[one.inputs[number] for one in prepared] for number in range(len(models))]
+    if any(len({tensor.shape for tensor, _ in one}) > 1 for one in inputs):
         # Without a crop, inputs differ in size and cannot share a batch.
-        return [_run([p], [r], *rest)[0] for p, r in zip(pictures, regions, strict=True)]
+        return [_run([one], *rest)[0] for one in prepared]
     try:
-        seen = [_look(model, one, layers) for model, one in zip(models, prepared, strict=True)]
-        return _records(pictures, regions, seen, method, policy_, registration)
-    except torch.OutOfMemoryError:
+        seen = [_look(model, one, layers) for model, one in zip(models, inputs, strict=True)]
+        return _records(prepared, seen, method, policy_, registration)
+    except (RuntimeError, MemoryError) as error:
+        if not _out_of_memory(error):
+            raise
         # Nothing is computed in this handler: while it runs, the traceback keeps the failed tensors alive.
         seen = []
-    if len(pictures) > 1:
-        half = len(pictures) // 2
+    if len(prepared) > 1:
+        half = len(prepared) // 2
         _say_once("the device ran out of memory; going on with smaller batches")
-        return _run(pictures[:half], regions[:half], *rest) + _run(pictures[half:], regions[half:], *rest)
+        return _run(prepared[:half], *rest) + _run(prepared[half:], *rest)
     if any(device_of(model.module).type != "cpu" for model in models):
         _say_once("the device ran out of memory with a single picture; going on with the CPU")
         for model in models:
             model.module.to("cpu")
         torch.cuda.empty_cache()
-        return _run(pictures, regions, *rest)
+        return _run(prepared, *rest)
     raise ModelError("out of memory with a single picture on the CPU; use a smaller network or input", code="memory")
+
+
+def _out_of_memory(error: Exception) -> bool:
+    # Only CUDA's allocator has an exception of its own; the CPU's and MPS's say it in words.
+    words = ("out of memory", "can't allocate memory", "not enough memory")
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or any(word in str(error) for word in words)
 
 
 @dataclass(frozen=True, eq=False)
@@ -191,6 +233,15 @@ def _look(model: Model, prepared: Sequence[tuple[Tensor, Geometry]], layers: Seq
     batch = torch.cat([tensor for tensor, _ in prepared])
     result = forward_pass(model.module, batch, layers)
     logits = result.logits.detach().float()
+    if logits.shape[1] != len(model.classes):
+        raise ModelError(
+            f"{model.name} gives {logits.shape[1]} classes, but has {len(model.classes)} class names; "
+            "give one name per class"
+        )
+    if not logits.isfinite().all():
+        raise ModelError(
+            f"{model.name} gives class scores that are not finite; its weights or its precision are not usable"
+        )
     probabilities = logits.double().softmax(dim=1) if logits.device.type != "mps" else logits.softmax(dim=1)
     height, width = batch.shape[-2:]
     return _Seen(
@@ -204,15 +255,14 @@ def _look(model: Model, prepared: Sequence[tuple[Tensor, Geometry]], layers: Seq
 
 
 def _records(
-    pictures: Sequence[Picture],
-    regions: Sequence[Region | None],
+    prepared: Sequence[_Prepared],
     seen: Sequence[_Seen],
     method: str,
     policy_: TargetPolicy,
     registration: str,
 ) -> list[CamRecord | R2VizError]:
     chosen: list[tuple[int, ...] | BadTarget] = []
-    for index in range(len(pictures)):
+    for index in range(len(prepared)):
         try:
             chosen.append(policy_.choose([look.probabilities[index] for look in seen]))
         except BadTarget as error:
@@ -228,7 +278,7 @@ def _records(
         placings.append({layer: _placing(look, layer, map_, registration, notes) for layer, map_ in maps[-1].items()})
 
     results: list[CamRecord | R2VizError] = []
-    for index, (picture, region, pick) in enumerate(zip(pictures, regions, chosen, strict=True)):
+    for index, (one, pick) in enumerate(zip(prepared, chosen, strict=True)):
         if isinstance(pick, BadTarget):
             results.append(pick)
             continue
@@ -237,13 +287,13 @@ def _records(
         )
         results.append(
             CamRecord(
-                picture=picture,
+                picture=one.picture,
                 views=views,
                 policy=policy_.name,
                 method=method,
                 method_title=method_named(method).title,
                 registration=registration,
-                region=region,
+                region=one.region,
                 versions=versions(),
                 device=str(device_of(seen[0].model.module)),
                 dtype=str(seen[0].result.logits.dtype).removeprefix("torch."),
