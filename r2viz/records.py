@@ -29,6 +29,11 @@ class ClassScore:
     logit: float
 
 
+def _same(label: str) -> str:
+    """Equal for labels that a target policy takes for one class: case, underscores and spaces do not count."""
+    return " ".join(label.replace("_", " ").split()).casefold()
+
+
 @dataclass(frozen=True, eq=False)
 class LayerMap:
     """A signed map at a layer's own resolution, and where its units sit on the network's input.
@@ -139,7 +144,7 @@ class CamRecord:
     @property
     def shared(self) -> bool:
         """Whether two networks' maps explain one class, so that a difference between them means something."""
-        return len(self.views) == 2 and self.views[0].target.label == self.views[1].target.label
+        return len(self.views) == 2 and len({_same(view.target.label) for view in self.views}) == 1
 
     @property
     def random(self) -> bool:
@@ -184,7 +189,9 @@ class CamRecord:
             "method": self.method,
             "policy": self.policy,
             "registration": self.registration,
-            "region": None if self.region is None else hashlib.sha256(np.packbits(self.region.mask)).hexdigest(),
+            "region": None
+            if self.region is None
+            else hashlib.sha256(np.packbits(self.region.mask).tobytes()).hexdigest(),
             "versions": dict(self.versions),
         }
         return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()
