@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from r2viz.attribution.methods import METHODS, Method
-from r2viz.errors import BadTarget, ModelError, TapError, UnknownName, nearest
+from r2viz.errors import BadTarget, ModelError, TapError, UnknownName, nearest, one_line
 from r2viz.taps import Point, device_of, frozen, lock, point, tap, unwrapped
 
 Targets = int | Sequence[int] | Tensor | None
@@ -33,9 +33,11 @@ class Pass:
         """Signed maps `{layer: (N, h, w)}`, float32, of the given classes. The graph is used up."""
         function = method_named(method).function
         layers = list(self.points)
-        scores = self.logits.gather(1, class_indices(targets, self.logits)[:, None]).sum()
-        # One sum for the whole batch: in evaluation mode pictures do not influence each other.
         wanted = {id(self.activations[layer]): self.activations[layer] for layer in layers}
+        # The caller may be under `no_grad` or `inference_mode`, where the scores would lose their graph.
+        with torch.inference_mode(False), torch.enable_grad():
+            # One sum for the whole batch: in evaluation mode pictures do not influence each other.
+            scores = self.logits.gather(1, class_indices(targets, self.logits)[:, None]).sum()
         if not scores.requires_grad:
             raise TapError(f"the class scores do not depend on {layers[0]!r}; choose a layer that leads to the output")
         grads = dict(zip(wanted, torch.autograd.grad(scores, list(wanted.values()), allow_unused=True), strict=True))
@@ -60,10 +62,15 @@ def forward_pass(module: nn.Module, batch: Tensor, layers: Sequence[str]) -> Pas
         ModelError: the output is not `(N, classes)`.
     """
     module = unwrapped(module)
-    layers = list(dict.fromkeys(layers))
+    # A lone name is a sequence of letters to Python; nobody means that.
+    layers = [layers] if isinstance(layers, str) else list(dict.fromkeys(layers))
     if not layers:
         raise UnknownName("no layer was named; say at least one, for example 'layer4'")
-    batch = _like(module, batch)
+    if any(parameter.is_inference() for parameter in module.parameters()):
+        raise ModelError(
+            "the network's weights were made under torch.inference_mode, so no gradient can pass them; "
+            "build or load the network outside of it"
+        )
     with (
         lock(module),
         torch.inference_mode(False),
@@ -71,6 +78,7 @@ def forward_pass(module: nn.Module, batch: Tensor, layers: Sequence[str]) -> Pas
         frozen(module),
         tap(module, layers, differentiable=True) as taken,
     ):
+        batch = _like(module, batch)
         logits = module(batch)
     if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != len(batch):
         came = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
@@ -115,9 +123,15 @@ def class_indices(targets: Targets, logits: Tensor) -> Tensor:
     count, classes = logits.shape
     if targets is None:
         return logits.detach().argmax(dim=1)
-    indices = torch.as_tensor(targets, device=logits.device)
-    if indices.is_floating_point() or indices.dtype == torch.bool:
+    try:
+        indices = torch.as_tensor(targets, device=logits.device)
+    except (TypeError, ValueError, OverflowError, RuntimeError):  # what torch says of text, None, ragged lists, 2**70
+        raise BadTarget(
+            f"targets {one_line(repr(targets), 60)} are not class indices; give one for all pictures, or one for each"
+        ) from None
+    if indices.is_floating_point() or indices.is_complex() or indices.dtype == torch.bool:
         raise BadTarget(f"targets are of type {indices.dtype}; class indices are whole numbers")
+    indices = indices.clone().long()  # a tensor made under inference_mode could not be saved for the gradient
     if indices.ndim == 0:
         indices = indices.expand(count)
     if indices.shape != (count,):
@@ -125,7 +139,7 @@ def class_indices(targets: Targets, logits: Tensor) -> Tensor:
     wrong = indices[(indices < 0) | (indices >= classes)]
     if len(wrong):
         raise BadTarget(f"class {int(wrong[0])} does not exist: the network has classes 0 to {classes - 1}")
-    return indices.long()
+    return indices
 
 
 def method_named(name: str) -> Method:
@@ -142,9 +156,15 @@ def method_named(name: str) -> Method:
 
 
 def _like(module: nn.Module, batch: Tensor) -> Tensor:
-    """The batch on the network's device, in its memory order and floating-point type."""
+    """The batch on the network's device, in its memory order and floating-point type, and without a past.
+
+    A graph below the batch would be of no use, and a tensor made under `inference_mode` cannot be differentiated.
+    """
+    if not isinstance(batch, Tensor):
+        raise ModelError(f"the batch is a {type(batch).__name__}; expected a tensor (N, 3, H, W)")
     if batch.ndim != 4 or not batch.is_floating_point():
         raise ModelError(f"the batch is {tuple(batch.shape)} of {batch.dtype}; expected floating point (N, 3, H, W)")
+    batch = batch.clone() if batch.is_inference() else batch.detach()
     weight = next((p for p in module.parameters() if p.ndim == 4), None)
     if weight is None:
         return batch.to(device_of(module))
