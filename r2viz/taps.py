@@ -120,7 +120,8 @@ def tap(module: nn.Module, names: Sequence[str], *, differentiable: bool = False
 
     Yields a dict that the forward pass fills with `{name: (N, C, H, W)}`, unsliced for single splits (`Point.part`
     cuts them, so that a gradient can be taken with respect to what was really computed with). What is kept is never
-    what flows on: an in-place operation further down would overwrite it.
+    what flows on, nor what the caller still holds (an input, or the output of an `nn.Identity`): an in-place
+    operation further down, or `x += block(x)`, would overwrite it.
 
     With `differentiable=True` a tensor that needs no gradient becomes a leaf that does, so that the graph begins
     there.
@@ -136,7 +137,7 @@ def tap(module: nn.Module, names: Sequence[str], *, differentiable: bool = False
     taken: dict[str, Tensor] = {}
     owner = threading.get_ident()
 
-    def keep(tapped: list[str], value: object) -> Tensor:
+    def keep(tapped: list[str], value: object, *, shared: bool) -> Tensor:
         if tapped[0] in taken:
             raise TapError(
                 f"{tapped[0]!r} is called more than once in a forward pass, so it does not name one feature map; "
@@ -150,13 +151,19 @@ def tap(module: nn.Module, names: Sequence[str], *, differentiable: bool = False
                 code="tap.not_a_map",
             )
         if differentiable and not value.requires_grad:
-            value = value.detach().requires_grad_(True)
+            value = value.detach()
+        if shared:
+            value = value.clone()
+        if differentiable:
+            value.requires_grad_(True)
         taken.update(dict.fromkeys(tapped, value))
         return value.clone()
 
     def after(tapped: list[str]) -> Any:
-        def hook(_module: nn.Module, _args: Any, output: Any) -> Any:
-            return keep(tapped, output) if threading.get_ident() == owner else None
+        def hook(_module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+            if threading.get_ident() != owner:
+                return None
+            return keep(tapped, output, shared=any(_same_memory(output, given) for given in args))
 
         return hook
 
@@ -164,7 +171,7 @@ def tap(module: nn.Module, names: Sequence[str], *, differentiable: bool = False
         def hook(_module: nn.Module, args: tuple[Any, ...]) -> Any:
             if threading.get_ident() != owner:
                 return None
-            return (keep(tapped, args[0] if args else None), *args[1:])
+            return (keep(tapped, args[0] if args else None, shared=True), *args[1:])
 
         return hook
 
@@ -183,6 +190,12 @@ def tap(module: nn.Module, names: Sequence[str], *, differentiable: bool = False
             "nor in layers that forward() skips; tap the original module",
             code="tap.silent",
         )
+
+
+def _same_memory(output: object, given: object) -> bool:
+    if not isinstance(output, Tensor) or not isinstance(given, Tensor):
+        return False
+    return output.untyped_storage().data_ptr() == given.untyped_storage().data_ptr()
 
 
 def unwrapped(module: nn.Module) -> nn.Module:
