@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import operator
+import threading
 import weakref
 from collections.abc import Callable
 from typing import Any
@@ -33,6 +33,7 @@ _POINTWISE_MODULES = (
     nn.Hardswish,
     nn.Hardsigmoid,
 )
+_ONE = (1, (1, 1), [1, 1])
 _POINTWISE_FUNCTIONS = {
     "add",
     "iadd",
@@ -41,7 +42,6 @@ _POINTWISE_FUNCTIONS = {
     "mul",
     "imul",
     "truediv",
-    "cat",
     "relu",
     "relu_",
     "sigmoid",
@@ -49,10 +49,6 @@ _POINTWISE_FUNCTIONS = {
     "gelu",
     "tanh",
     "dropout",
-    "split",
-    "chunk",
-    "tensor_split",
-    "getitem",
     "contiguous",
     "clone",
     "detach",
@@ -62,7 +58,11 @@ _POINTWISE_FUNCTIONS = {
     "batch_norm",
 }
 
+# Stands for values that are the same everywhere: constants, and what global pooling leaves. They move no centre.
+_EVERYWHERE = Grid((0.0, 0.0), (0.0, 0.0))
+
 _cache: weakref.WeakKeyDictionary[nn.Module, dict[str, Grid | None]] = weakref.WeakKeyDictionary()
+_tracing = threading.Lock()
 
 
 class _Tracer(fx.Tracer):
@@ -72,12 +72,17 @@ class _Tracer(fx.Tracer):
         super().__init__()
         self.inputs: dict[str, fx.Node] = {}
         self.outputs: dict[str, fx.Node] = {}
+        self.owner = threading.get_ident()
 
     def call_module(
         self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
+        if threading.get_ident() != self.owner:
+            # While fx traces, it stands in for the calls of *all* modules, also of a forward pass in another thread.
+            return forward(*args, **kwargs)
         path = self.path_of_module(m)
-        out = super().call_module(m, forward, args, kwargs)
+        # Not `forward`, which would run the hooks of a user's container on symbolic values.
+        out = super().call_module(m, m.forward, args, kwargs)
         if args and isinstance(args[0], fx.Proxy):
             self.inputs[path] = args[0].node
         if isinstance(out, fx.Proxy):
@@ -89,11 +94,12 @@ def grids(module: nn.Module) -> dict[str, Grid | None]:
     """The grid of every module's output, by module name; `NAME_in` is the grid of its input.
 
     None stands where units have no place on the input: after global pooling, or behind an operation unknown here.
-    A network that `torch.fx` cannot follow gives an empty dict.
+    A network that `torch.fx` cannot follow gives an empty dict. Safe from several threads.
     """
-    if module not in _cache:
-        _cache[module] = _trace(module)
-    return _cache[module]
+    with _tracing:  # two tracings at once would undo each other's stand-ins in the wrong order
+        if module not in _cache:
+            _cache[module] = _trace(module)
+        return _cache[module]
 
 
 def _trace(module: nn.Module) -> dict[str, Grid | None]:
@@ -108,25 +114,25 @@ def _trace(module: nn.Module) -> dict[str, Grid | None]:
         if node.op == "placeholder":
             found[node] = Grid() if placeholders == 0 else None
             placeholders += 1
-        elif node.op == "call_module":
-            found[node] = _through(module.get_submodule(str(node.target)), _meeting(node, found))
-        elif node.op in ("call_function", "call_method"):
-            name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
-            found[node] = _meeting(node, found) if name in _POINTWISE_FUNCTIONS else None
+        elif node.op == "get_attr":
+            found[node] = _EVERYWHERE
         else:
-            found[node] = None
+            grid = _meeting([found[source] for source in node.all_input_nodes])
+            found[node] = grid if grid is None or grid is _EVERYWHERE else _after(node, grid, module)
     result = {path: found.get(node) for path, node in tracer.outputs.items()}
     result |= {f"{path}_in": found.get(node) for path, node in tracer.inputs.items()}
-    return result
+    return {path: None if grid is _EVERYWHERE else grid for path, grid in result.items()}
 
 
-def _meeting(node: fx.Node, found: dict[fx.Node, Grid | None]) -> Grid | None:
-    """The grid of a node's inputs taken together; inputs without one (a channel gate, a constant) don't count."""
-    known = [grid for source in node.all_input_nodes if (grid := found.get(source)) is not None]
-    if not known or (node.target is operator.getitem and len(known) != 1):
+def _meeting(sources: list[Grid | None]) -> Grid | None:
+    """The grid of a node's inputs taken together; those that are the same everywhere (a channel gate) don't count."""
+    if None in sources:
         return None
-    grid = known[0]
-    for other in known[1:]:
+    placed = [grid for grid in sources if grid is not None and grid is not _EVERYWHERE]
+    if not placed:
+        return _EVERYWHERE
+    grid = placed[0]
+    for other in placed[1:]:
         try:
             grid = grid.meet(other)
         except ValueError:
@@ -134,8 +140,43 @@ def _meeting(node: fx.Node, found: dict[fx.Node, Grid | None]) -> Grid | None:
     return grid
 
 
-def _through(layer: nn.Module, grid: Grid | None) -> Grid | None:
-    if grid is None or isinstance(layer, _POINTWISE_MODULES):
+def _after(node: fx.Node, grid: Grid, module: nn.Module) -> Grid | None:
+    if node.op == "call_module":
+        return _through(module.get_submodule(str(node.target)), grid)
+    name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
+    if name in ("size", "dim", "getattr"):  # numbers about the tensor
+        return _EVERYWHERE
+    if name in ("mean", "amax"):
+        axes = _argument(node, "dim", 1)
+        return _EVERYWHERE if axes in ((2, 3), [2, 3], (-2, -1), [-2, -1], (-1, -2), [-1, -2]) else None
+    if name == "adaptive_avg_pool2d":
+        return _EVERYWHERE if _argument(node, "output_size", 1) in _ONE else None
+    if name == "getitem":
+        return grid if _keeps_places(node) else None
+    if name in ("cat", "split", "chunk", "tensor_split"):  # by channels or pictures, never by rows or columns
+        return grid if _argument(node, "dim", 1 if name == "cat" else 2, 0) in (0, 1, -3, -4) else None
+    return grid if name in _POINTWISE_FUNCTIONS else None
+
+
+def _argument(node: fx.Node, name: str, position: int, default: Any = None) -> Any:
+    return node.args[position] if len(node.args) > position else node.kwargs.get(name, default)
+
+
+def _keeps_places(node: fx.Node) -> bool:
+    """Whether a `getitem` picks one part of a split, or whole rows and columns of a tensor."""
+    source, index = node.args[0], node.args[1]
+    if isinstance(source, fx.Node) and getattr(source.target, "__name__", source.target) in (
+        "split",
+        "chunk",
+        "tensor_split",
+    ):
+        return True
+    indices = index if isinstance(index, tuple) else (index,)
+    return all(isinstance(part, slice) for part in indices) and all(part == slice(None) for part in indices[2:])
+
+
+def _through(layer: nn.Module, grid: Grid) -> Grid | None:
+    if isinstance(layer, _POINTWISE_MODULES):
         return grid
     if isinstance(layer, (nn.Conv2d, nn.MaxPool2d, nn.AvgPool2d)):
         kernel, stride = _pair(layer.kernel_size), _pair(layer.stride)
@@ -147,6 +188,8 @@ def _through(layer: nn.Module, grid: Grid | None) -> Grid | None:
         else:
             padding = _pair(layer.padding)
         return grid.through(kernel, stride, padding, dilation)
+    if isinstance(layer, (nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d)) and layer.output_size in _ONE:
+        return _EVERYWHERE
     return None
 
 
