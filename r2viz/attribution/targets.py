@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -11,6 +13,7 @@ from r2viz.errors import BadTarget, nearest, one_line
 
 POLICIES = ("shared", "top1", "agree")
 Vocabulary = Sequence[str]
+_WHOLE = re.compile(r"[+-]?[0-9]{1,18}")
 
 
 @dataclass(frozen=True)
@@ -57,6 +60,8 @@ class TargetPolicy:
 def policy(target: str | int, vocabularies: Sequence[Vocabulary]) -> TargetPolicy:
     """`target` (a policy, a label or an index) for networks with these class names.
 
+    Text that is a label is taken as one, also when it is a number; a number that is not text is always an index.
+
     Raises:
         BadTarget: a label or index that a network does not have.
     """
@@ -64,8 +69,10 @@ def policy(target: str | int, vocabularies: Sequence[Vocabulary]) -> TargetPolic
     text = str(target)
     if text in POLICIES:
         return TargetPolicy(text, None, common)
-    if isinstance(target, int) or text.lstrip("-").isdigit():
-        return TargetPolicy(text, _by_index(int(target), vocabularies), common)
+    # Text of digits may be a label all the same: classes can be called by numbers, and not in order.
+    named = isinstance(target, str) and any(_key(text) == _key(label) for labels in vocabularies for label in labels)
+    if _WHOLE.fullmatch(text) and not named:
+        return TargetPolicy(text, _by_index(int(text), vocabularies), common)
     return TargetPolicy(text, tuple(_by_label(text, vocabulary) for vocabulary in vocabularies), common)
 
 
@@ -77,9 +84,16 @@ def _common(vocabularies: Sequence[Vocabulary]) -> tuple[np.ndarray, ...]:
     first = vocabularies[0]
     if all(tuple(other) == tuple(first) for other in vocabularies[1:]):
         return tuple(np.arange(len(first)) for _ in vocabularies)
-    tables = [{_key(label): index for index, label in enumerate(vocabulary)} for vocabulary in vocabularies]
+    tables = [_unambiguous(vocabulary) for vocabulary in vocabularies]
     shared = [key for key in tables[0] if all(key in table for table in tables[1:])]
     return tuple(np.array([table[key] for key in shared], dtype=int) for table in tables)
+
+
+def _unambiguous(vocabulary: Vocabulary) -> dict[str, int]:
+    """Index by label, without labels that two classes share: ImageNet's bird and its machine are both a "crane"."""
+    keys = [_key(label) for label in vocabulary]
+    counts = Counter(keys)
+    return {key: index for index, key in enumerate(keys) if counts[key] == 1}
 
 
 def _by_index(index: int, vocabularies: Sequence[Vocabulary]) -> tuple[int, ...]:
