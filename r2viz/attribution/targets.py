@@ -70,8 +70,7 @@ def policy(target: str | int, vocabularies: Sequence[Vocabulary]) -> TargetPolic
     if text in POLICIES:
         return TargetPolicy(text, None, common)
     # Text of digits may be a label all the same: classes can be called by numbers, and not in order.
-    named = isinstance(target, str) and any(_key(text) == _key(label) for labels in vocabularies for label in labels)
-    if _WHOLE.fullmatch(text) and not named:
+    if _WHOLE.fullmatch(text) and not (isinstance(target, str) and any(text in labels for labels in vocabularies)):
         return TargetPolicy(text, _by_index(int(text), vocabularies), common)
     return TargetPolicy(text, tuple(_by_label(text, vocabulary) for vocabulary in vocabularies), common)
 
