@@ -9,7 +9,7 @@ import json
 import math
 import os
 import secrets
-import zipfile
+import shutil
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -28,23 +28,39 @@ def write_set(files: Mapping[Path, bytes], *, overwrite: bool = False) -> None:
 
     Raises:
         OutputError: one exists and `overwrite` is off, or one cannot be written (no permission, disk full); then
-            none was changed and nothing half-written is left.
+            none was changed and nothing half-written is left. So too after an interruption from the keyboard.
     """
     refuse_existing(files, overwrite=overwrite)
     staged: dict[Path, Path] = {}
-    path = next(iter(files))
+    former: dict[Path, Path] = {}
+    placed: list[Path] = []
+    path = next(iter(files), Path())
     try:
-        for path, content in files.items():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            # Beside its target, so that the rename stays within one disk; with the umask's permissions.
-            temporary = path.parent / f".{path.name[:100]}.{secrets.token_hex(4)}.part"
-            staged[path] = temporary
-            with open(temporary, "xb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-        for path in files:
-            os.replace(staged[path], path)
+        try:
+            for path, content in files.items():
+                path.parent.mkdir(parents=True, exist_ok=True)
+                # Beside its target, so that the rename stays within one disk; with the umask's permissions. The name
+                # is short whatever the target's: a file system's limit is in bytes.
+                mark = path.parent / f".{secrets.token_hex(8)}.r2viz"
+                staged[path] = mark.with_suffix(".part")
+                with open(staged[path], "xb") as file:
+                    file.write(content)
+                    file.flush()
+                    os.fsync(file.fileno())
+                if path.exists():
+                    former[path] = mark.with_suffix(".old")
+                    _keep(path, former[path])
+            for path in files:
+                placed.append(path)
+                os.replace(staged[path], path)
+        except BaseException:
+            for done in placed:
+                with contextlib.suppress(OSError):
+                    if done in former:
+                        os.replace(former[done], done)
+                    elif not staged[done].exists():
+                        done.unlink()
+            raise
     except OSError as error:
         shown = one_line(str(path))
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
@@ -56,9 +72,17 @@ def write_set(files: Mapping[Path, bytes], *, overwrite: bool = False) -> None:
             f"{shown} cannot be written ({reason}); choose a folder that you may write to with -o", code="output.denied"
         ) from error
     finally:
-        for temporary in staged.values():
+        for temporary in (*staged.values(), *former.values()):
             with contextlib.suppress(OSError):
                 temporary.unlink(missing_ok=True)
+
+
+def _keep(path: Path, aside: Path) -> None:
+    """A second name for a file, so that it outlives being replaced; a copy where the disk knows no second names."""
+    try:
+        os.link(path, aside)
+    except OSError:
+        shutil.copy2(path, aside)
 
 
 def refuse_existing(paths: Iterable[Path], *, overwrite: bool = False) -> None:
@@ -68,9 +92,10 @@ def refuse_existing(paths: Iterable[Path], *, overwrite: bool = False) -> None:
         OutputError: a folder of that name exists, or a file does and `overwrite` is off.
     """
     for path in paths:
-        if path.is_dir():
+        # os.path's questions, not Path's: those raise for a name that is too long, these leave it to the writing.
+        if os.path.isdir(path):
             raise OutputError(f"{one_line(str(path))} is a folder; choose another place with -o", code="output.exists")
-        if path.exists() and not overwrite:
+        if os.path.lexists(path) and not overwrite:
             raise OutputError(
                 f"{one_line(str(path))} exists already; use --overwrite, or another folder with -o",
                 code="output.exists",
@@ -81,7 +106,7 @@ def save(record: CamRecord, path: str | os.PathLike[str], *, overwrite: bool = F
     """The record as `path` (JSON) and, beside it under the same stem, NPZ. Returns the JSON's path.
 
     Raises:
-        OutputError: see `atomic`.
+        OutputError: see `write_set`.
     """
     target = Path(path)
     if target.suffix != ".json":
@@ -93,7 +118,8 @@ def save(record: CamRecord, path: str | os.PathLike[str], *, overwrite: bool = F
 def files(record: CamRecord, path: Path) -> dict[Path, bytes]:
     """What `save` writes: the JSON at `path` and the NPZ beside it."""
     arrays = path.with_suffix(".npz")
-    return {arrays: npz(record), path: dumps(record, arrays=arrays.name).encode()}
+    # A name in bytes that are no UTF-8 reaches us with lone surrogates; JSON writes those as escapes.
+    return {arrays: npz(record), path: dumps(record, arrays=arrays.name).encode("utf-8", "backslashreplace")}
 
 
 def npz(record: CamRecord) -> bytes:
@@ -216,7 +242,7 @@ def open_record(path: str | os.PathLike[str]) -> CamRecord:
         document = json.loads(source.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise BadRecord(f"there is no record {shown}; `r2viz cam IMAGE` writes one") from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise BadRecord(
             f"{shown} is not a record ({one_line(str(error), 120)}); expected the JSON that r2viz wrote"
         ) from None
@@ -232,7 +258,7 @@ def open_record(path: str | os.PathLike[str]) -> CamRecord:
         raise BadRecord(
             f"{shown} lacks its arrays, {one_line(str(error.filename), 120)}; keep the two together"
         ) from None
-    except (KeyError, TypeError, ValueError, OSError, zipfile.BadZipFile, EOFError) as error:
+    except Exception as error:  # damaged or hostile files raise nearly anything: zlib.error, KeyError, MemoryError, …
         raise BadRecord(
             f"{shown} or its arrays are damaged ({type(error).__name__}: {one_line(str(error), 120)})"
         ) from None
@@ -240,13 +266,20 @@ def open_record(path: str | os.PathLike[str]) -> CamRecord:
 
 def _record(document: dict[str, Any], arrays: Any) -> CamRecord:
     described = document["picture"]
-    picture = Picture(
-        arrays["picture"], described["name"], described["sha256"], described["format"], tuple(described["notes"])
-    )
+    rgb = arrays["picture"]
+    if rgb.dtype != np.uint8 or rgb.ndim != 3 or rgb.shape[2] != 3 or list(rgb.shape[:2]) != described["size"]:
+        raise ValueError(f"the picture is {rgb.dtype} {rgb.shape}, not uint8 of size {described['size']}")
+    rgb.setflags(write=False)
+    picture = Picture(rgb, described["name"], described["sha256"], described["format"], tuple(described["notes"]))
     region = document["region"]
+    if region is not None and (arrays["region"].dtype != bool or arrays["region"].shape != rgb.shape[:2]):
+        raise ValueError("the region is no mask of the picture's size")
+    views = tuple(_view(view, arrays) for view in document["views"])
+    if not views or any(view.geometry.source_size != rgb.shape[:2] or not view.maps for view in views):
+        raise ValueError("the maps belong to a picture of another size, or there are none")
     return CamRecord(
         picture=picture,
-        views=tuple(_view(view, arrays) for view in document["views"]),
+        views=views,
         policy=document["policy"],
         method=document["method"],
         method_title=document["method_title"],
@@ -280,7 +313,7 @@ def _view(document: dict[str, Any], arrays: Any) -> View:
         maps=tuple(
             LayerMap(
                 map_["layer"],
-                arrays[map_["array"]],
+                _raw(map_, arrays),
                 tuple(map_["start"]),
                 tuple(map_["jump"]),
                 map_["registration"],
@@ -289,3 +322,10 @@ def _view(document: dict[str, Any], arrays: Any) -> View:
             for map_ in document["maps"]
         ),
     )
+
+
+def _raw(document: dict[str, Any], arrays: Any) -> np.ndarray:
+    raw = arrays[document["array"]]
+    if raw.dtype != np.float32 or list(raw.shape) != document["shape"] or raw.ndim != 2 or not np.isfinite(raw).all():
+        raise ValueError(f"{document['array']} is no finite map of shape {document['shape']}")
+    return raw
