@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import glob
 import os
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -14,10 +15,14 @@ from r2viz.image import SUFFIXES
 
 @dataclass(frozen=True)
 class Input:
-    """A picture to read (None: standard input) and its result's path without suffix, relative to the output folder."""
+    """A picture to read (None: standard input) and its result's path without suffix, relative to the output folder.
+
+    `error` says what is wrong with it already: it is a folder or a pattern that holds no picture.
+    """
 
     path: Path | None
     key: PurePosixPath
+    error: BadImage | None = None
 
     @property
     def shown(self) -> str:
@@ -32,31 +37,41 @@ def gather(arguments: Sequence[str], *, recursive: bool = False) -> list[Input]:
     different folders stay apart; pictures that differ only in their ending keep it.
 
     Raises:
-        BadImage: a folder or pattern without pictures. (A missing file is an input of its own, so that others go on.)
+        BadImage: folders and patterns without pictures are all that was named. (Beside others, one is an input with
+            its error, as a missing file is an input of its own, so that the others go on.)
     """
     found: list[Path | None] = []
     roots: list[Path] = []
+    errors: dict[Path, BadImage] = {}
     for argument in arguments:
         if argument == "-":
             found.append(None)
             continue
         path = Path(argument)
-        if path.is_dir():
-            found += _pictures(path, recursive)
-            roots.append(path)
-        elif not path.exists() and glob.has_magic(argument):
-            matches = [Path(match) for match in sorted(glob.glob(argument, recursive=True))]
-            if not matches:
-                raise BadImage(f"the pattern {one_line(argument)!r} matches no file", code="bad_image.missing")
-            files = [match for match in matches if not match.is_dir()]
-            found += files
-            roots += [match.parent for match in files]
-        else:
+        try:
+            if os.path.isdir(path):
+                found += _pictures(path, recursive)
+                roots.append(path)
+            elif not os.path.lexists(path) and glob.has_magic(argument):
+                matches = _matches(argument)
+                found += matches
+                roots += [match.parent for match in matches]
+            else:
+                found.append(path)
+                roots.append(path.parent)
+        except BadImage as error:
+            errors[path] = error
             found.append(path)
             roots.append(path.parent)
-    unique = list(dict.fromkeys(found))
-    base = Path(os.path.commonpath([root.absolute() for root in roots])) if roots else Path()
-    return [Input(path, key) for path, key in zip(unique, _keys(unique, base), strict=True)]
+    if found and len(errors) == len(set(found)):
+        raise next(iter(errors.values()))
+    # One file named in two ways is one input. Without `..`, which would lead results out of the output folder.
+    unique = {None if path is None else os.path.abspath(path): path for path in reversed(found)}
+    places = list(reversed(unique))
+    base = os.path.commonpath([os.path.abspath(root) for root in roots]) if roots else ""
+    keys = _keys(places, base)
+    paths = [unique[place] for place in places]
+    return [Input(path, key, None if path is None else errors.get(path)) for path, key in zip(paths, keys, strict=True)]
 
 
 def _pictures(folder: Path, recursive: bool) -> list[Path]:
@@ -77,14 +92,36 @@ def _pictures(folder: Path, recursive: bool) -> list[Path]:
     return pictures
 
 
+def _matches(pattern: str) -> list[Path]:
+    """The files that a pattern names, sorted; through a folder that links to one above it, none comes twice."""
+    matches: dict[str, Path] = {}
+    for match in sorted(glob.glob(pattern, recursive=True), key=lambda name: (len(Path(name).parts), name)):
+        if not os.path.isdir(match) and not _is_result(match):
+            place = os.path.join(os.path.realpath(os.path.dirname(match)), os.path.basename(match))
+            matches.setdefault(place, Path(match))
+    if not matches:
+        raise BadImage(f"the pattern {one_line(pattern)!r} matches no picture", code="bad_image.missing")
+    return sorted(matches.values())
+
+
 def _is_result(name: str) -> bool:
     """Our own figures are not taken for pictures when results lie beside their sources."""
     return Path(name).stem.endswith(".cam")
 
 
-def _keys(paths: Sequence[Path | None], base: Path) -> list[PurePosixPath]:
+def _keys(places: Sequence[str | None], base: str) -> list[PurePosixPath]:
+    """A key for each absolute path (None: standard input), relative to `base`, no two alike.
+
+    Standard input's bears an ending that no file has, to be kept beside a file called `stdin`.
+    """
     relative = [
-        PurePosixPath("stdin") if path is None else PurePosixPath(path.absolute().relative_to(base)) for path in paths
+        PurePosixPath("stdin.-") if place is None else PurePosixPath(Path(place).relative_to(base)) for place in places
     ]
-    bare = [str(path.with_suffix("")).casefold() for path in relative]
-    return [path if bare.count(name) > 1 else path.with_suffix("") for path, name in zip(relative, bare, strict=True)]
+    bare = [path.with_suffix("") for path in relative]
+    # Without regard to case, for file systems that have none. A bare name must not be another's full one either.
+    taken = Counter(str(path).casefold() for path in bare)
+    full = Counter(str(path).casefold() for path in relative)
+    return [
+        path if taken[str(short).casefold()] > 1 or (short != path and str(short).casefold() in full) else short
+        for path, short in zip(relative, bare, strict=True)
+    ]
