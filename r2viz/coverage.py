@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
-from r2viz.errors import BadRegion, one_line
+from r2viz.errors import BadRegion
 
 Box = tuple[float, float, float, float]
 
@@ -54,7 +53,9 @@ def box_region(box: Box, size: tuple[int, int]) -> Region:
 
 
 def mask_region(mask: np.ndarray, size: tuple[int, int], name: str = "mask") -> Region:
-    """A mask `(H, W)`, or `(H, W, 3)` as decoded from a file, over a picture of `(H, W)`; above half counts as object.
+    """A mask `(H, W)`, or `(H, W, 3)` as decoded from a file, over a picture of `(H, W)`.
+
+    The object is True; above 127 in `uint8`, as white in a file is; above one half in any other type.
 
     Raises:
         BadRegion: of another size than the picture, or empty.
@@ -65,9 +66,10 @@ def mask_region(mask: np.ndarray, size: tuple[int, int], name: str = "mask") -> 
     if plane.shape != tuple(size):
         came = " x ".join(map(str, plane.shape[::-1]))
         raise BadRegion(f"the mask {name} is {came}, but the picture is {size[1]} x {size[0]}; they must be equal")
-    inside = plane if plane.dtype == bool else plane > (127 if plane.dtype == np.uint8 else 0)
+    half = 127 if plane.dtype == np.uint8 else 0.5
+    inside = plane if plane.dtype == bool else plane > half
     if not inside.any():
-        raise BadRegion(f"the mask {name} marks no pixel; white (or nonzero) is the object")
+        raise BadRegion(f"the mask {name} marks no pixel; the object is white, or True in a boolean array")
     return Region(inside, None, name)
 
 
@@ -76,11 +78,14 @@ def read_mask(path: str | os.PathLike[str], size: tuple[int, int]) -> Region:
 
     Raises:
         BadImage: the file is not a picture.
-        BadRegion: see `mask_region`.
+        BadRegion: see `mask_region`; or it has transparency, which decoding lays on white, the object's colour.
     """
     from r2viz.image import decode
 
-    return mask_region(decode(path).rgb, size, one_line(Path(path).name))
+    picture = decode(path)
+    if "transparency laid on white" in picture.notes:
+        raise BadRegion(f"the mask {picture.name} has transparent parts; save it in black and white without them")
+    return mask_region(picture.rgb, size, picture.name)
 
 
 def energy_inside(map_: np.ndarray, region: Region) -> Inside:
