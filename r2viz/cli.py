@@ -6,6 +6,7 @@ torch and matplotlib are imported inside the commands that need them, so that `r
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import sys
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
-from r2viz.errors import BadTarget, OutputError, R2VizError, UnknownName
+from r2viz.errors import BadTarget, OutputError, R2VizError, UnknownName, one_line
 from r2viz.version import __version__
 
 if TYPE_CHECKING:
@@ -98,6 +99,9 @@ def _check_usage(options: dict[str, Any]) -> None:
     for kind in options["formats"]:
         if kind not in ("png", "pdf", "svg"):
             raise click.UsageError(f"no figure format {kind!r}; there are png, pdf and svg")
+    for kind, known in (("fit", ("crop", "squash", "whole")), ("registration", ("rf", "grid"))):
+        if options[kind] not in known:
+            raise click.UsageError(f"no {kind} {options[kind]!r}; there are {', '.join(known)}")
     if options["seed"] is not None and options["weights"] != ("random",):
         raise click.UsageError("--seed belongs to --weights random")
 
@@ -113,6 +117,7 @@ def _cam(images: Sequence[str], options: dict[str, Any]) -> int:
     box = _parse_box(options["box"])
     folder, kinds = Path(options["output"]), options["formats"] or ("png",)
     outputs = {item: _outputs(folder, item, kinds) for item in inputs}
+    done: list[Input] = []
     if options["resume"]:
         done = [item for item in inputs if all(path.exists() for path in outputs[item])]
         inputs = [item for item in inputs if item not in set(done)]
@@ -158,7 +163,7 @@ def _cam(images: Sequence[str], options: dict[str, Any]) -> int:
         return DONE
     if many:
         click.echo(f"{bad} of {len(inputs)} pictures could not be used", err=True)
-    return FAILED if options["strict"] or bad == len(inputs) else PARTLY
+    return FAILED if options["strict"] or bad == len(inputs) + len(done) else PARTLY
 
 
 def _models(options: dict[str, Any]) -> list[Model]:
@@ -187,6 +192,9 @@ def _decoded(inputs: Sequence[Input]) -> Iterator[Any]:
     from r2viz.image import decode
 
     for item in inputs:
+        if item.error is not None:
+            yield item.error
+            continue
         try:
             yield decode(
                 sys.stdin.buffer if item.path is None else item.path, name="stdin" if item.path is None else None
@@ -221,13 +229,16 @@ def _outputs(folder: Path, item: Input, kinds: Sequence[str]) -> list[Path]:
 
 
 def _prepare(folder: Path) -> None:
-    """Learn before the work, not after, that nothing can be written."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OutputError(f"the folder {folder} cannot be made ({error.strerror}); choose another with -o") from None
-    if not os.access(folder, os.W_OK | os.X_OK):
-        raise OutputError(f"the folder {folder} cannot be written to; choose another with -o", code="output.denied")
+    """Learn before the work, not after, that nothing can be written; a run that fails leaves no empty folder."""
+    there = next(place for place in (folder, *folder.absolute().parents) if os.path.lexists(place))
+    if not there.is_dir():
+        raise OutputError(
+            f"{one_line(str(there))} is a file, so no folder for results; choose another with -o", code="output.denied"
+        )
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise OutputError(
+            f"the folder {one_line(str(there))} cannot be written to; choose another with -o", code="output.denied"
+        )
 
 
 def _write(record: CamRecord, paths: Sequence[Path], kinds: Sequence[str], *, overwrite: bool) -> None:
@@ -253,7 +264,7 @@ def _show(record: CamRecord, paths: Sequence[Path], many: bool, as_json: bool) -
         return
     for line in lines(record):
         click.echo(line)
-    click.echo(f"  → {paths[0]}")
+    click.echo(f"  → {one_line(str(paths[0]), 1000)}")
 
 
 def _progress(results: Iterator[Any], total: int) -> Iterator[Any]:
@@ -264,9 +275,9 @@ def _progress(results: Iterator[Any], total: int) -> Iterator[Any]:
 
 
 def _about(item: Input, error: R2VizError) -> str:
-    """The message, with the picture's name where it does not hold it already."""
+    """The message, with the picture's name where it does not begin with it (or with the end of a long one) already."""
     text = str(error)
-    return text if item.path is not None and item.path.name in text else f"{item.shown}: {text}"
+    return text if item.error is not None or text.startswith((f"{item.shown}: ", "…")) else f"{item.shown}: {text}"
 
 
 @cli.command()
@@ -303,7 +314,11 @@ def _plain_warning(message: Warning | str, category: type[Warning], *_: Any, **_
 
 def main() -> NoReturn:
     """The console script."""
-    warnings.showwarning = _plain_warning  # type: ignore[assignment]
+    warnings.showwarning = _plain_warning
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            # A file's name need not be text, nor a terminal know every letter: neither may stop the run.
+            stream.reconfigure(errors="backslashreplace")
     try:
         code = cli.main(standalone_mode=False)
     except click.exceptions.Exit as signal:
