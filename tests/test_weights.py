@@ -22,10 +22,12 @@ from hub_server import COMMIT, Hub, Silent
 from safetensors.torch import save_file
 
 from r2viz.errors import BadWeights, WeightsUnavailable
+from r2viz.models import hub as hub_room
 from r2viz.models import weights
 from r2viz.models.blocks import Bottleneck, Res2NetBlock
+from r2viz.models.hub import cached, fetch
 from r2viz.models.resnet import ResNet
-from r2viz.models.weights import Weights, cached, digest, fetch, file_digest, fit, head_size, read
+from r2viz.models.weights import Weights, digest, file_digest, fit, head_size, read
 
 REPO = "timm/tiny.r2viz"
 
@@ -72,7 +74,7 @@ def hub(content):
 def get(tmp_path, monkeypatch):
     """`fetch` from a given endpoint into an empty cache."""
     # Whatever the machine's own settings are, and without its login.
-    monkeypatch.setattr(weights, "_unreachable", {})
+    monkeypatch.setattr(hub_room, "_unreachable", {})
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_IMPLICIT_TOKEN", True)
     monkeypatch.delenv("HF_HUB_ETAG_TIMEOUT", raising=False)
@@ -340,7 +342,7 @@ def test_a_server_that_never_answers_costs_a_pair_less_than_five_seconds(get):
 
 def test_name_resolution_that_hangs_is_bounded_too(get, monkeypatch):
     # No library timeout covers it, and a dead resolver cannot be had without rights on the machine.
-    monkeypatch.setattr(weights, "PATIENCE", 1.0)
+    monkeypatch.setattr(hub_room, "PATIENCE", 1.0)
     released = threading.Event()
     monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: released.wait(30))
     try:
@@ -358,7 +360,7 @@ def test_an_unknown_host(get):
 
 
 def test_the_hub_is_tried_again_after_a_while(hub, get):
-    weights._unreachable[hub.address.removeprefix("http://")] = (time.monotonic() - weights.GRUDGE, "long ago")
+    hub_room._unreachable[hub.address.removeprefix("http://")] = (time.monotonic() - hub_room.GRUDGE, "long ago")
     get(hub)
 
 
@@ -413,7 +415,7 @@ def test_threads_that_want_the_same_file_download_it_once(hub, get, content):
 PROGRAM = """
 import sys
 from r2viz.errors import R2VizError
-from r2viz.models.weights import cached, fetch
+from r2viz.models.hub import cached, fetch
 try:
     path, commit = fetch("timm/tiny.r2viz")
     assert cached("timm/tiny.r2viz") == path

@@ -14,6 +14,7 @@ from torch import nn
 from r2viz.errors import BadWeights, ModelError, R2VizError, UnknownName, one_line
 from r2viz.geometry import Preprocess
 from r2viz.models import weights as stored
+from r2viz.models.hub import fetch
 from r2viz.models.weights import Weights
 from r2viz.models.zoo import ZOO, Row, canonical, pair
 
@@ -139,7 +140,7 @@ def _stored(name: str, row: Row, kind: str) -> tuple[nn.Module, Weights]:
     if kind in ("auto", "imagenet"):
         if row.hub is None:
             raise UnknownName(f"{name} has no public weights; give a file, or weights 'random'")
-        path, commit = stored.fetch(row.hub)
+        path, commit = fetch(row.hub)
         origin = Weights("hub", f"{row.hub}@{commit[:12]}", stored.file_digest(path))
     elif kind == "mini":
         raise UnknownName(f"{name} has no weights 'mini'; there are 'auto', 'imagenet', 'random' and files")
