@@ -98,6 +98,10 @@ class Res2NetBlock(nn.Module):
         self.first = first
         self.stride = stride
         self.width = width = int(planes * base_width / 64) * groups
+        if width < 1:
+            raise ValueError(
+                f"with {planes} planes and base width {base_width} a group has no channel; widen one of them"
+            )
         outplanes = planes * self.expansion
         convolved = max(1, scale - 1)
 

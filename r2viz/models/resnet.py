@@ -128,6 +128,8 @@ def _shortcut(kind: Shortcut, inplanes: int, outplanes: int, stride: int, norm_l
         return None
     if kind == "conv":
         return nn.Sequential(nn.Conv2d(inplanes, outplanes, 1, stride, bias=False), norm_layer(outplanes))
+    if kind != "avgpool":
+        raise ValueError(f"no shortcut {kind!r}; there are 'conv' and 'avgpool'")
     return nn.Sequential(
         nn.AvgPool2d(stride, stride, ceil_mode=True, count_include_pad=False) if stride > 1 else nn.Identity(),
         nn.Conv2d(inplanes, outplanes, 1, bias=False),
