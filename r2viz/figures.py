@@ -7,11 +7,12 @@ symmetric scale. Equal records give equal bytes.
 from __future__ import annotations
 
 import base64
+import contextlib
 import io
 import json
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from html import escape
 from typing import Any
@@ -141,7 +142,9 @@ def draw_map(ax: Axes, record: CamRecord, view: View, layer: str) -> Axes:
     target = view.target
     probability = f"{target.label}  {_percent(target.probability)}"
     grey = _grey(_shrunk(record.picture.rgb)[0])
-    if view.map(layer).constant:
+    laid = view.on_source(layer)
+    # A tiny picture may lie wholly between a map's units, where a map that is not constant is zero all the same.
+    if view.map(layer).constant or not np.nanmax(laid) > 0:
         _panel(ax, grey, record, view)
         ax.text(
             0.5, 0.5, "constant map:\nnothing to show", transform=ax.transAxes, ha="center", va="center", fontsize=7,
@@ -149,8 +152,8 @@ def draw_map(ax: Axes, record: CamRecord, view: View, layer: str) -> Axes:
         )  # fmt: skip
         _titles(ax, view.title, probability)
         return ax
-    map_ = _resize(view.on_source(layer), grey.shape[:2])
-    share = np.clip(np.nan_to_num(map_) / np.nanmax(map_), 0, 1)
+    map_ = _resize(laid, grey.shape[:2])
+    share = np.clip(np.nan_to_num(map_) / np.nanmax(laid), 0, 1)
     _panel(ax, _blend(grey, share, colormaps[MAP_COLOURS], _map_opacity(share), np.isfinite(map_)), record, view)
     inside = record.inside(view, layer)
     marked = []
@@ -225,10 +228,12 @@ def grid(records: Sequence[CamRecord], *, layer: str | None = None) -> Figure:
             y0, x0, y1, x1 = view.geometry.seen
             crop = np.ascontiguousarray(record.picture.rgb[y0:y1, x0:x1])
             shown, _ = _shrunk(crop, 400)
-            if row > 0 and not view.map(layer_).constant:
+            laid = view.on_source(layer_)[y0:y1, x0:x1]
+            empty = view.map(layer_).constant or not np.nanmax(laid) > 0
+            if row > 0 and not empty:
                 grey = _grey(shown)
-                map_ = _resize(view.on_source(layer_)[y0:y1, x0:x1], grey.shape[:2])
-                share = np.clip(map_ / np.nanmax(map_), 0, 1)
+                map_ = _resize(laid, grey.shape[:2])
+                share = np.clip(map_ / np.nanmax(laid), 0, 1)
                 shown = _blend(grey, share, colormaps[MAP_COLOURS], _map_opacity(share), np.isfinite(map_))
             ax.imshow(shown, interpolation="antialiased", aspect="equal")
             ax.set_axis_off()
@@ -240,7 +245,7 @@ def grid(records: Sequence[CamRecord], *, layer: str | None = None) -> Figure:
                 )  # fmt: skip
             else:
                 text = _percent(view.target.probability)
-                if view.map(layer_).constant:
+                if empty:
                     text += ", constant map"
                 if view.random:
                     text += ", random weights"
@@ -269,8 +274,7 @@ def render(drawing: Figure, kind: str, *, provenance: str = "") -> bytes:
         OutputError: another kind of file.
     """
     buffer = io.BytesIO()
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
+    with _missing_glyphs_allowed():
         if kind == "png":
             info = PngInfo()
             if provenance:
@@ -491,15 +495,24 @@ def _line(ax: Axes, text: str, size: float, up: float, room: float, **more: Any)
         return TextToPath().get_text_width_height_descent(candidate, font, ismath=False)[0]
 
     text = one_line(text, 200)
-    if width(text) > room:  # smaller letters first, then fewer
-        size *= max(0.8, room / width(text))
-        font.set_size(size)
-    while len(text) > 4 and width(text) > room:
-        text = text[:-2].rstrip() + "…"
+    with _missing_glyphs_allowed():
+        if width(text) > room:  # smaller letters first, then fewer
+            size *= max(0.8, room / width(text))
+            font.set_size(size)
+        while len(text) > 4 and width(text) > room:
+            text = text[:-2].rstrip() + "…"
     ax.annotate(
         text, (0.5, 1), (0, up), xycoords="axes fraction", textcoords="offset points", ha="center", va="bottom",
         fontsize=size, color=_INK, **more, **_TEXT,
     )  # fmt: skip
+
+
+@contextlib.contextmanager
+def _missing_glyphs_allowed() -> Iterator[None]:
+    """A letter that the font lacks is drawn as a box; one notice for every letter would say no more."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
+        yield
 
 
 def _shrunk(rgb: np.ndarray, longest: int = _LONGEST_SIDE) -> tuple[np.ndarray, float]:
@@ -542,7 +555,7 @@ def _percent(share: float) -> str:
 
 
 def _short(title: str) -> str:
-    return title.split()[0]
+    return next(iter(title.split()), title)
 
 
 def _cut(text: str, limit: int) -> str:
