@@ -1,0 +1,27 @@
+"""Draws the pictures of README: `make pictures`. They are what the commands beside them give."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parent
+
+
+def main() -> None:
+    """One figure per picture, at a resolution for screens."""
+    with tempfile.TemporaryDirectory() as folder:
+        names = [str(ROOT / "examples" / name) for name in PICTURES]
+        command = [sys.executable, "-m", "r2viz", "cam", *names, "-o", folder, *sys.argv[1:]]
+        subprocess.run(command, check=True)
+        for name, target in PICTURES.items():
+            shutil.copyfile(Path(folder) / f"{Path(name).stem}.cam.png", HERE / target)
+            print(f"docs/{target}")
+
+
+if __name__ == "__main__":
+    main()
