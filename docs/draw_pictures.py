@@ -10,6 +10,7 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
+PICTURES = {"cat.jpg": "cam-cat.png"}
 
 
 def main() -> None:
