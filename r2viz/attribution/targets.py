@@ -89,7 +89,7 @@ def _common(vocabularies: Sequence[Vocabulary]) -> tuple[np.ndarray, ...]:
 
 
 def _unambiguous(vocabulary: Vocabulary) -> dict[str, int]:
-    """Index by label, without labels that two classes share: ImageNet's bird and its machine are both a "crane"."""
+    """Index by label, without labels that two classes share: ImageNet's Cardigan (a dog) and its cardigan."""
     keys = [_key(label) for label in vocabulary]
     counts = Counter(keys)
     return {key: index for index, key in enumerate(keys) if counts[key] == 1}
@@ -108,7 +108,9 @@ def _by_index(index: int, vocabularies: Sequence[Vocabulary]) -> tuple[int, ...]
 
 def _by_label(label: str, vocabulary: Vocabulary) -> int:
     wanted = _key(label)
-    matches = [index for index, known in enumerate(vocabulary) if _key(known) == wanted]
+    # As written, if that is one class: only a capital tells ImageNet's Cardigan, a dog, from its cardigan.
+    exact = [index for index, known in enumerate(vocabulary) if known == label]
+    matches = exact if len(exact) == 1 else [i for i, known in enumerate(vocabulary) if _key(known) == wanted]
     if len(matches) == 1:
         return matches[0]
     shown = one_line(label, 80)
