@@ -44,6 +44,8 @@ def gather(arguments: Sequence[str], *, recursive: bool = False) -> list[Input]:
     roots: list[Path] = []
     errors: dict[Path, BadImage] = {}
     for argument in arguments:
+        if not argument:  # a shell's empty variable, not the folder that we are in
+            raise BadImage("one of the pictures is an empty name; give a file, a folder, a pattern or -")
         if argument == "-":
             found.append(None)
             continue
@@ -62,16 +64,19 @@ def gather(arguments: Sequence[str], *, recursive: bool = False) -> list[Input]:
         except BadImage as error:
             errors[path] = error
             found.append(path)
-            roots.append(path.parent)
+            roots.append(Path(os.path.abspath(path)).parent)
     if found and len(errors) == len(set(found)):
         raise next(iter(errors.values()))
     # One file named in two ways is one input. Without `..`, which would lead results out of the output folder.
-    unique = {None if path is None else os.path.abspath(path): path for path in reversed(found)}
-    places = list(reversed(unique))
+    unique: dict[str | None, Path | None] = {}
+    for one in found:
+        unique.setdefault(None if one is None else os.path.abspath(one), one)
     base = os.path.commonpath([os.path.abspath(root) for root in roots]) if roots else ""
-    keys = _keys(places, base)
-    paths = [unique[place] for place in places]
-    return [Input(path, key, None if path is None else errors.get(path)) for path, key in zip(paths, keys, strict=True)]
+    keys = _keys(list(unique), base)
+    return [
+        Input(one, key, None if one is None else errors.get(one))
+        for one, key in zip(unique.values(), keys, strict=True)
+    ]
 
 
 def _pictures(folder: Path, recursive: bool) -> list[Path]:
@@ -115,7 +120,11 @@ def _keys(places: Sequence[str | None], base: str) -> list[PurePosixPath]:
     Standard input's bears an ending that no file has, to be kept beside a file called `stdin`.
     """
     relative = [
-        PurePosixPath("stdin.-") if place is None else PurePosixPath(Path(place).relative_to(base)) for place in places
+        # The root of the disk, named and without pictures, has no name to keep.
+        PurePosixPath("stdin.-")
+        if place is None
+        else PurePosixPath(Path(place).relative_to(base) if place != base else "root")
+        for place in places
     ]
     bare = [path.with_suffix("") for path in relative]
     # Without regard to case, for file systems that have none. A bare name must not be another's full one either.
