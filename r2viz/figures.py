@@ -12,6 +12,7 @@ import io
 import json
 import math
 import warnings
+from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from html import escape
@@ -499,8 +500,9 @@ def _line(ax: Axes, text: str, size: float, up: float, room: float, **more: Any)
         if width(text) > room:  # smaller letters first, then fewer
             size *= max(0.8, room / width(text))
             font.set_size(size)
-        while len(text) > 4 and width(text) > room:
-            text = text[:-2].rstrip() + "…"
+        if width(text) > room:
+            fits = bisect_right(range(len(text)), room, key=lambda count: width(text[:count].rstrip() + "…"))
+            text = text[: max(3, fits - 1)].rstrip() + "…"
     ax.annotate(
         text, (0.5, 1), (0, up), xycoords="axes fraction", textcoords="offset points", ha="center", va="bottom",
         fontsize=size, color=_INK, **more, **_TEXT,
