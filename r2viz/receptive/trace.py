@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import weakref
 from collections.abc import Callable
@@ -94,7 +95,8 @@ def grids(module: nn.Module) -> dict[str, Grid | None]:
     """The grid of every module's output, by module name; `NAME_in` is the grid of its input.
 
     None stands where units have no place on the input: after global pooling, or behind an operation unknown here.
-    A network that `torch.fx` cannot follow gives an empty dict. Safe from several threads.
+    Where `torch.fx` cannot follow a network any further (say, a branch on values), the modules from there on are not
+    in the dict. Safe from several threads.
     """
     with _tracing:  # two tracings at once would undo each other's stand-ins in the wrong order
         if module not in _cache:
@@ -104,9 +106,11 @@ def grids(module: nn.Module) -> dict[str, Grid | None]:
 
 def _trace(module: nn.Module) -> dict[str, Grid | None]:
     tracer = _Tracer()
-    try:
-        graph = tracer.trace(module)
-    except Exception:  # whatever a user's forward does under symbolic values: it means "cannot be followed"
+    # Whatever a user's forward does under symbolic values means "cannot be followed"; what came before still stands.
+    with contextlib.suppress(Exception):
+        tracer.trace(module)
+    graph = getattr(tracer, "graph", None)
+    if graph is None:
         return {}
     found: dict[fx.Node, Grid | None] = {}
     placeholders = 0
