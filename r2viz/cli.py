@@ -119,7 +119,7 @@ def _cam(images: Sequence[str], options: dict[str, Any]) -> int:
     outputs = {item: _outputs(folder, item, kinds) for item in inputs}
     done: list[Input] = []
     if options["resume"]:
-        done = [item for item in inputs if all(path.exists() for path in outputs[item])]
+        done = [item for item in inputs if all(map(os.path.exists, outputs[item]))]
         inputs = [item for item in inputs if item not in set(done)]
         if done:
             click.echo(f"{len(done)} of {len(done) + len(inputs)} pictures have their results already", err=True)
@@ -173,7 +173,8 @@ def _models(options: dict[str, Any]) -> list[Model]:
     weights = options["weights"] or ("auto",)
     if len(weights) not in (1, len(names)):
         raise click.UsageError(f"{len(weights)} times --weights for {len(names)} networks; give one for each")
-    if len(weights) == 1 and len(names) == 2 and os.path.exists(weights[0]):
+    named = weights[0] in ("auto", "imagenet", "mini", "random")
+    if len(weights) == 1 and len(names) == 2 and not named and os.path.exists(weights[0]):
         raise click.UsageError(f"one weights file for two networks ({', '.join(names)}); give --weights twice")
     common: dict[str, Any] = {"device": resolve_device(options["device"])}
     if options["seed"] is not None:
