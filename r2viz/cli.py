@@ -231,7 +231,7 @@ def _outputs(folder: Path, item: Input, kinds: Sequence[str]) -> list[Path]:
 
 def _prepare(folder: Path) -> None:
     """Learn before the work, not after, that nothing can be written; a run that fails leaves no empty folder."""
-    there = next(place for place in (folder, *folder.absolute().parents) if os.path.lexists(place))
+    there = next(place for place in (folder, *folder.parents) if os.path.lexists(place))
     if not there.is_dir():
         raise OutputError(
             f"{one_line(str(there))} is a file, so no folder for results; choose another with -o", code="output.denied"
