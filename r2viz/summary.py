@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+from r2viz.errors import one_line
 from r2viz.records import CamRecord
 
 
@@ -16,7 +17,7 @@ def lines(record: CamRecord) -> list[str]:
     for view in record.views:
         said.append(
             f"  {view.title:<{width}}  target {view.target.probability:7.2%}  "
-            f"top-1 {view.top[0].label} {view.top[0].probability:.2%}  weights: {view.weights['source']}"
+            f"top-1 {one_line(view.top[0].label)} {view.top[0].probability:.2%}  weights: {view.weights['source']}"
         )
         for map_ in view.maps:
             inside = record.inside(view, map_.layer)
