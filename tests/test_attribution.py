@@ -235,6 +235,10 @@ def test_a_batch_with_a_past_gets_no_gradient(module: nn.Module) -> None:
     close(found["layer4"], expected["layer4"])
     assert batch.grad is None
     assert not found["conv1"].requires_grad
+    # No graph is built below the first tap, for a batch that asks for one neither.
+    seen = forward_pass(module, batch * 1, ["layer3", "layer4"])
+    assert seen.activations["layer3"].is_leaf
+    assert not seen.activations["layer4"].is_leaf
 
 
 @pytest.mark.parametrize("kind", ["resnet", "res2net"])
