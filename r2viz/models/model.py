@@ -65,6 +65,8 @@ def load(
     kind = os.fspath(weights)
     if seed is not None and kind != "random":
         raise ModelError(f"seed {seed} was given with weights {one_line(kind)!r}; a seed belongs to weights 'random'")
+    if seed is not None and not 0 <= seed < 2**63:
+        raise ModelError(f"seed {one_line(str(seed), 40)} is out of range; give a whole number from 0 to 2**63 - 1")
     if kind == "random":
         module, origin = _random(row, RANDOM_SEED if seed is None else seed)
     else:
@@ -122,7 +124,7 @@ def resolve_device(device: str | torch.device) -> torch.device:
         return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
     try:
         resolved = torch.device(device)
-        torch.empty(0, device=resolved)
+        torch.zeros(1, device=resolved).item()  # "meta" makes tensors too, but none with values
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         reason = one_line(str(error).splitlines()[0], 120)
         raise ModelError(f"device {str(device)!r} cannot be used ({reason}); try 'auto' or 'cpu'") from None
@@ -131,7 +133,7 @@ def resolve_device(device: str | torch.device) -> torch.device:
 
 def _random(row: Row, seed: int) -> tuple[nn.Module, Weights]:
     with torch.random.fork_rng(devices=[]):  # the caller's random numbers go on as if nothing had been drawn
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed would also reseed every GPU
         module = row.build()
     return module, Weights("random", f"random weights, seed {seed}", stored.digest(module.state_dict()))
 
