@@ -547,7 +547,6 @@ def test_eight_threads_on_networks_in_use(models: list[Model], pictures: list[Pi
         equal_in_threads(models, pictures)
 
 
-@pytest.mark.xfail(reason="r2viz.receptive.trace lets other threads' forward passes into its trace", strict=True)
 def test_eight_threads_on_networks_never_used_before(pictures: list[Picture]) -> None:
     """The first record of a network traces it, and torch.fx's tracing patches nn.Module for the whole process."""
     for seed in range(5):

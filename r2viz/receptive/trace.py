@@ -90,6 +90,11 @@ class _Tracer(fx.Tracer):
             self.outputs[path] = out.node
         return out
 
+    def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
+        if threading.get_ident() != self.owner:
+            return attr_val  # likewise: another thread's convolution must get its weight, not a stand-in
+        return super().getattr(attr, attr_val, parameter_proxy_cache)
+
 
 def grids(module: nn.Module) -> dict[str, Grid | None]:
     """The grid of every module's output, by module name; `NAME_in` is the grid of its input.
