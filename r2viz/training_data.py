@@ -10,10 +10,12 @@ Two layouts are read.
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import hashlib
 import json
 import os
+import shutil
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -87,17 +89,39 @@ def read(
     kept = None if cache is None else Path(cache) / _key(files, size)
     if kept is not None and (kept / "about.json").is_file():
         return _from_cache(folder.name, kept)
-    halves: list[Pictures] = []
-    for half, source in zip(("training", "validation"), sources, strict=True):
-        try:
-            if kept is not None:
-                kept.mkdir(parents=True, exist_ok=True)
-            halves.append(_decode(source, size, half, None if kept is None else kept / f"{half}.npy", progress))
-        except OSError as error:
-            raise OutputError(
-                f"cannot write the decoded pictures to {one_line(str(kept))} ({error.strerror}); "
-                f"{source.count * size * size * 3 / 1e9:.1f} GB are needed there"
-            ) from error
+    if kept is None:
+        return _decoded(folder.name, sources, names, size, None, progress)
+    # Under another name until it is whole: a second run may be reading, or decoding, the same pictures.
+    unfinished = kept.with_name(f".{kept.name}.{os.getpid()}")
+    try:
+        unfinished.mkdir(parents=True, exist_ok=True)
+        found = _decoded(folder.name, sources, names, size, unfinished, progress)
+        _to_cache(found, unfinished)
+        with contextlib.suppress(OSError):  # the other run was first, with the same content
+            unfinished.rename(kept)
+        return found
+    except OSError as error:
+        need = sum(source.count for source in sources) * size * size * 3 / 1e9
+        raise OutputError(
+            f"{one_line(str(cache))}: the decoded pictures cannot be written ({error.strerror or error}); "
+            f"they need {need:.1f} GB there"
+        ) from error
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def _decoded(
+    name: str,
+    sources: Sequence[_Source],
+    names: tuple[str, ...],
+    size: int,
+    folder: Path | None,
+    progress: bool | None,
+) -> DataSet:
+    halves = [
+        _decode(source, size, half, None if folder is None else folder / f"{half}.npy", progress)
+        for half, source in zip(("training", "validation"), sources, strict=True)
+    ]
     classes = names or tuple(str(label) for label in range(int(halves[0].labels.max()) + 1))
     _check_labels(halves, classes, known=bool(names))
     total = hashlib.sha256("\0".join(classes).encode())
@@ -105,10 +129,7 @@ def read(
         total.update(pictures.labels.tobytes())
         for start in range(0, len(pictures.pixels), 4096):
             total.update(np.ascontiguousarray(pictures.pixels[start : start + 4096]).data)
-    found = DataSet(folder.name, halves[0], halves[1], classes, total.hexdigest())
-    if kept is not None:
-        _to_cache(found, kept)
-    return found
+    return DataSet(name, halves[0], halves[1], classes, total.hexdigest())
 
 
 # --- Layouts ---------------------------------------------------------------------------------------------------------
@@ -229,6 +250,10 @@ def _decode(source: _Source, size: int, half: str, file: Path | None, progress: 
         pixels = np.empty(shape, dtype=np.uint8)
     else:
         pixels = np.lib.format.open_memmap(file, mode="w+", dtype=np.uint8, shape=shape)
+        # A mapped file on a full disk kills the process at the first write; so the space is taken beforehand.
+        if hasattr(os, "posix_fallocate"):
+            with file.open("r+b") as descriptor:
+                os.posix_fallocate(descriptor.fileno(), 0, file.stat().st_size)
     labels = np.empty(source.count, dtype=np.int64)
 
     def one(item: tuple[bytes | str, int, str]) -> tuple[np.ndarray, int]:
@@ -275,16 +300,13 @@ def _key(files: list[Path], size: int) -> str:
     return total.hexdigest()[:16]
 
 
-def _to_cache(found: DataSet, kept: Path) -> None:
+def _to_cache(found: DataSet, folder: Path) -> None:
     about: dict[str, Any] = {"classes": list(found.classes), "digest": found.digest}
     for half in ("training", "validation"):
         pictures = getattr(found, half)
         pictures.pixels.flush()
-        np.save(kept / f"{half}_labels.npy", pictures.labels)
-    # Last, and whole: a cache without it counts as absent.
-    temporary = kept / ".about.json.part"
-    temporary.write_text(json.dumps(about), encoding="utf-8")
-    temporary.replace(kept / "about.json")
+        np.save(folder / f"{half}_labels.npy", pictures.labels)
+    (folder / "about.json").write_text(json.dumps(about), encoding="utf-8")
 
 
 def _from_cache(name: str, kept: Path) -> DataSet:

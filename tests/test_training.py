@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import errno
 import io
 import json
 import os
@@ -371,6 +372,28 @@ def test_the_cache_gives_the_same_and_notices_changes(tmp_path: Path) -> None:
         assert np.array_equal(cached.training.pixels, fresh.training.pixels)
     shard(tmp_path / "train.parquet", *pictures(15, 0))
     assert len(read(tmp_path, 16, cache=tmp_path / "cache").training.labels) == 15
+
+
+def test_a_cache_that_cannot_be_written_says_how_much_it_needs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shard(tmp_path / "train.parquet", *pictures(12, 0))
+    shard(tmp_path / "val.parquet", *pictures(6, 1))
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    with pytest.raises(OutputError, match=r"cannot be written \(No space left on device\); they need 0.0 GB"):
+        read(tmp_path, 16, cache=tmp_path / "cache")
+    assert list((tmp_path / "cache").iterdir()) == []
+
+
+def test_a_fault_in_the_data_leaves_no_half_cache(tmp_path: Path) -> None:
+    images, labels = pictures(12, 0)
+    shard(tmp_path / "train.parquet", [*images[:11], b"no picture"], labels)
+    shard(tmp_path / "val.parquet", images, labels)
+    with pytest.raises(BadData, match=r"train\.parquet row 11"):
+        read(tmp_path, 16, cache=tmp_path / "cache")
+    assert list((tmp_path / "cache").iterdir()) == []
 
 
 def broken(tmp_path: Path, change: str) -> str:
