@@ -128,11 +128,12 @@ def _cam(images: Sequence[str], options: dict[str, Any]) -> int:
     else:
         for paths in outputs.values():
             refuse_existing(paths, overwrite=options["overwrite"])
+    networks = _networks(options)
     _prepare(folder)
 
     from r2viz.explain import explain_many
 
-    models = _models(options)
+    models = _models(networks, options)
     bad = 0
     many = len(images) > 1 or len(inputs) > 1
     results = explain_many(
@@ -166,27 +167,35 @@ def _cam(images: Sequence[str], options: dict[str, Any]) -> int:
     return FAILED if options["strict"] or bad == len(inputs) + len(done) else PARTLY
 
 
-def _models(options: dict[str, Any]) -> list[Model]:
-    from r2viz.models.model import fitted, load, load_pair, pair_models, read_classes, resolve_device
+def _networks(options: dict[str, Any]) -> list[tuple[str, str]]:
+    """(name, weights) of each network, public weights fetched: all before torch is imported, which takes seconds."""
+    from r2viz.models.pairs import choose, obtain, pair
+    from r2viz.models.zoo import canonical
 
-    names = options["models"] or pair_models(options["pair"] or "auto")
     weights = options["weights"] or ("auto",)
+    if options["models"]:
+        names = tuple(canonical(name) for name in options["models"])
+    else:
+        names = pair(choose(options["pair"] or "auto", weights[0] if len(weights) == 1 else "file")).models
     if len(weights) not in (1, len(names)):
         raise click.UsageError(f"{len(weights)} times --weights for {len(names)} networks; give one for each")
     named = weights[0] in ("auto", "imagenet", "mini", "random")
     if len(weights) == 1 and len(names) == 2 and not named and os.path.exists(weights[0]):
         raise click.UsageError(f"one weights file for two networks ({', '.join(names)}); give --weights twice")
+    networks = list(zip(names, weights * len(names) if len(weights) == 1 else weights, strict=True))
+    obtain(networks)
+    return networks
+
+
+def _models(networks: Sequence[tuple[str, str]], options: dict[str, Any]) -> list[Model]:
+    from r2viz.models.model import fitted, load, read_classes, resolve_device
+
     common: dict[str, Any] = {"device": resolve_device(options["device"])}
     if options["seed"] is not None:
         common["seed"] = options["seed"]
     if options["classes"]:
         common["classes"] = read_classes(options["classes"])
-    if not options["models"] and len(weights) == 1:
-        models: Sequence[Model] = load_pair(options["pair"] or "auto", weights=weights[0], **common)
-    else:
-        each = weights * len(names) if len(weights) == 1 else weights
-        models = [load(name, weights=file, **common) for name, file in zip(names, each, strict=True)]
-    return [fitted(model, options["fit"]) for model in models]
+    return [fitted(load(name, weights=weights, **common), options["fit"]) for name, weights in networks]
 
 
 def _decoded(inputs: Sequence[Input]) -> Iterator[Any]:

@@ -27,6 +27,7 @@ from tiny import network, one_thread, photo
 
 from r2viz import cli, explain
 from r2viz.models import model as model_room
+from r2viz.models import pairs
 from r2viz.models.zoo import canonical
 from r2viz.store import open_record
 
@@ -75,6 +76,7 @@ def run(
         return known if known is not None and "classes" not in options else real(name, weights=weights, **options)
 
     monkeypatch.setattr(model_room, "load", load)
+    monkeypatch.setattr(pairs, "fetch", lambda repository: None)  # as if the public weights were in the cache
     monkeypatch.setattr(explain, "_said", set())
     monkeypatch.chdir(tmp_path)
 
@@ -320,7 +322,7 @@ def test_disagreement_is_one_picture_s_business(run: Run, pictures: Path) -> Non
 def test_results_are_not_overwritten(run: Run, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert run("cam", "p/b.png", "-o", "out").code == 0
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").iterdir()}
-    monkeypatch.setattr(model_room, "load_pair", lambda *_, **__: pytest.fail("refused only after loading networks"))
+    monkeypatch.setattr(model_room, "load", lambda *_, **__: pytest.fail("refused only after loading networks"))
     refused = run("cam", "p", "-o", "out")
     assert refused.code == 1
     assert refused.notices == ["r2viz: out/b.cam.png exists already; use --overwrite, or another folder with -o"]
@@ -606,10 +608,9 @@ def test_interrupted(tmp_path: Path, pictures: Path) -> None:
 
 
 def test_without_network_one_sentence(tmp_path: Path, pictures: Path) -> None:
-    """At most 5 s to a sentence that says what to do, and nearly all of them the import of torch.
+    """At most 5 s to a sentence that says what to do: torch, which takes most of that to import, is not needed for it.
 
-    Processor time, since the rest is waiting for other programs. These slow imports too, by half on a busy machine:
-    beyond 5 s what counts is what we add to them.
+    Processor time, since the rest is waiting for other programs; a hub that never answers is given 3 s (test_weights).
     """
     environment = {**os.environ, "HF_ENDPOINT": "http://127.0.0.1:9", "HF_HOME": str(tmp_path / "empty")}
     before, start = resource.getrusage(resource.RUSAGE_CHILDREN), time.monotonic()
@@ -624,9 +625,7 @@ def test_without_network_one_sentence(tmp_path: Path, pictures: Path) -> None:
     assert "or use --weights random" in lines[0]
     assert not (tmp_path / "out").exists()
     assert elapsed < 30, "it waits for something"
-    if spent > 5:
-        imports = processor_seconds([sys.executable, "-c", "import torch, torchvision"], times=1)
-        assert spent < imports + 1.5
+    assert spent < 2
 
 
 def test_a_reader_that_has_gone(run: Run, tmp_path: Path, pictures: Path) -> None:

@@ -20,7 +20,8 @@ from torchvision.models.resnet import Bottleneck as TorchvisionBottleneck
 from r2viz.errors import ModelError, UnknownName
 from r2viz.models import zoo
 from r2viz.models.blocks import Bottleneck, Res2NetBlock
-from r2viz.models.model import load, load_pair, pair_models, resolve_device
+from r2viz.models.model import load, load_pair, resolve_device
+from r2viz.models.pairs import PAIRS, pair
 from r2viz.models.resnet import ResNet
 from r2viz.models.weights import digest
 
@@ -346,10 +347,10 @@ def test_names_and_aliases() -> None:
         assert row.title
         assert row.citation
         assert row.licence
-    for name, pair in zoo.PAIRS.items():
-        assert zoo.pair(name) is pair
-        assert [zoo.canonical(model) for model in pair.models] == list(pair.models)
-    assert pair_models("imagenet") == ("resnet50", "res2net50_26w_4s")
+    for name, known in PAIRS.items():
+        assert pair(name) is known
+        assert [zoo.canonical(model) for model in known.models] == list(known.models)
+    assert pair("imagenet").models == ("resnet50", "res2net50_26w_4s")
 
 
 @pytest.mark.parametrize("name", ["res2net50_26w4s", "Res2Net50_26W_4S ", "res2net"])

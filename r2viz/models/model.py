@@ -15,8 +15,9 @@ from r2viz.errors import BadWeights, ModelError, R2VizError, UnknownName, one_li
 from r2viz.geometry import Preprocess
 from r2viz.models import weights as stored
 from r2viz.models.hub import fetch
+from r2viz.models.pairs import choose, pair
 from r2viz.models.weights import Weights
-from r2viz.models.zoo import ZOO, Row, canonical, pair
+from r2viz.models.zoo import ZOO, Row, canonical
 
 RANDOM_SEED = 0
 FITS = ("crop", "squash", "whole")
@@ -78,18 +79,10 @@ def load(
     )
 
 
-def pair_models(name: str) -> tuple[str, str]:
-    """The names of a pair's networks, the baseline first.
-
-    Raises:
-        UnknownName: no such pair.
-    """
-    return pair("imagenet" if name == "auto" else name).models
-
-
 def load_pair(name: str = "auto", **options: Any) -> tuple[Model, Model]:
     """Both networks of a pair, the baseline first; `options` as for `load`."""
-    first, second = (load(model, **options) for model in pair_models(name))
+    chosen = choose(name, os.fspath(options.get("weights", "auto")))
+    first, second = (load(model, **options) for model in pair(chosen).models)
     return first, second
 
 

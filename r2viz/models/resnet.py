@@ -135,3 +135,13 @@ def _shortcut(kind: Shortcut, inplanes: int, outplanes: int, stride: int, norm_l
         nn.Conv2d(inplanes, outplanes, 1, bias=False),
         norm_layer(outplanes),
     )
+
+
+def resnet(**arguments: Any) -> ResNet:
+    """A ResNet: the assembly with ResNet's bottleneck; `arguments` as for `ResNet`."""
+    return ResNet(Bottleneck, **arguments)
+
+
+def res2net(**arguments: Any) -> ResNet:
+    """A Res2Net: the same assembly with the Res2Net block; `arguments` as for `ResNet` and the block."""
+    return ResNet(Res2NetBlock, **arguments)

@@ -1,45 +1,60 @@
-"""Every network that r2viz can name: one visible table, and the pairs that it compares."""
+"""Every network that r2viz can name, in one visible table. Reading it imports no torch; building a network does."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from functools import partial
-
-from torch import nn
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
 from r2viz.errors import UnknownName, nearest
 from r2viz.geometry import Preprocess
-from r2viz.models.blocks import Bottleneck, Res2NetBlock
-from r2viz.models.resnet import ResNet
+
+if TYPE_CHECKING:
+    from torch import nn
 
 
 @dataclass(frozen=True)
 class Row:
-    """A network: how it is built, where its public weights are, and how those want their pictures.
+    """A network: how it is built, where its weights are, how those want their pictures, where it comes from.
 
-    `build(num_classes=…)` gives the module with fresh weights. `top1` is the paper's ImageNet accuracy in percent.
+    Attributes:
+        title: what a figure calls it.
+        factory: `module:function` that builds it from `arguments` and `num_classes`.
+        hub: repository of its public weights, or None.
+        embedded: file of its weights in the package, or None.
+        classes: the vocabulary of those weights.
+        top1: the paper's ImageNet accuracy in percent.
     """
 
     title: str
-    build: Callable[..., nn.Module]
-    hub: str | None
+    factory: str
     preprocess: Preprocess
     classes: str
     citation: str
     licence: str
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+    hub: str | None = None
+    embedded: str | None = None
     aliases: tuple[str, ...] = ()
     top1: float | None = None
+
+    def build(self, **more: Any) -> nn.Module:
+        """The network with fresh weights; `more` (say `num_classes`) goes over the row's arguments."""
+        room, _, function = self.factory.partition(":")
+        return getattr(import_module(room), function)(**{**self.arguments, **more})
 
 
 _IMAGENET = Preprocess(resize=256, crop=(224, 224))
 _HE = "He et al. 2016, arXiv 1512.03385"
 _GAO = "Gao et al. 2021, arXiv 1904.01169"
+_RESNET, _RES2NET = "r2viz.models.resnet:resnet", "r2viz.models.resnet:res2net"
 
 ZOO: dict[str, Row] = {
     "resnet50": Row(
         title="ResNet-50",
-        build=partial(ResNet, Bottleneck, (3, 4, 6, 3)),
+        factory=_RESNET,
+        arguments={"depths": (3, 4, 6, 3)},
         # torchvision's first weights: the paper's baseline. The later ones were trained by another recipe.
         hub="timm/resnet50.tv_in1k",
         preprocess=_IMAGENET,
@@ -51,7 +66,8 @@ ZOO: dict[str, Row] = {
     ),
     "res2net50_26w_4s": Row(
         title="Res2Net-50 26w-4s",
-        build=partial(ResNet, Res2NetBlock, (3, 4, 6, 3), base_width=26, scale=4),
+        factory=_RES2NET,
+        arguments={"depths": (3, 4, 6, 3), "base_width": 26, "scale": 4},
         hub="timm/res2net50_26w_4s.in1k",
         preprocess=_IMAGENET,
         classes="imagenet",
@@ -59,22 +75,6 @@ ZOO: dict[str, Row] = {
         licence="the authors' weights are for non-commercial use (CC BY-NC-SA)",
         aliases=("res2net50", "res2net50_26w_4s.in1k"),
         top1=77.99,
-    ),
-}
-
-
-@dataclass(frozen=True)
-class Pair:
-    """Two networks that may be compared: trained alike, or as the paper compares them. The baseline comes first."""
-
-    models: tuple[str, str]
-    note: str
-
-
-PAIRS: dict[str, Pair] = {
-    "imagenet": Pair(
-        ("resnet50", "res2net50_26w_4s"),
-        "the paper's pair: torchvision's first ResNet-50 weights beside the authors' Res2Net-50 26w-4s",
     ),
 }
 
@@ -89,17 +89,3 @@ def canonical(name: str) -> str:
     if name in known:
         return known[name]
     raise UnknownName(f"no model {name!r}{nearest(name, known)}; there are {', '.join(ZOO)}", code="unknown_name.model")
-
-
-def pair(name: str) -> Pair:
-    """The pair of that name.
-
-    Raises:
-        UnknownName: there is none.
-    """
-    if name in PAIRS:
-        return PAIRS[name]
-    raise UnknownName(
-        f"no pair {name!r}{nearest(name, [*PAIRS, 'auto'])}; there are auto, {', '.join(PAIRS)}",
-        code="unknown_name.pair",
-    )
