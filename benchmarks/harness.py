@@ -81,11 +81,11 @@ def main(title: str, measure: Callable[[], list[Line]]) -> None:
         print(json.dumps({"benchmark": title, "lines": [asdict(line) for line in lines]}, indent=1, ensure_ascii=False))
     else:
         print(f"{title}\n")
-        print(f"{'work':<62} {'ours':>11} {'peer':>11} {'ratio':>7}  {'95 % interval':<16} {'bar':<12} met")
+        print(f"{'work':<76} {'ours':>11} {'peer':>11} {'ratio':>7}  {'95 % interval':<16} {'bar':<12} met")
         for line in lines:
             ours, peer = (f"{value:.4g} {line.unit}" for value in (line.ours, line.peer))
             print(
-                f"{line.work:<62} {ours:>11} {peer:>11} {line.ratio:>7.3f}  "
+                f"{line.work:<76} {ours:>11} {peer:>11} {line.ratio:>7.3f}  "
                 f"{f'{line.low:.3g} … {line.high:.3g}':<16} {line.bar:<12} {'yes' if line.met else 'NO'}"
                 + (f"\n    {line.note}" if line.note else "")
             )
