@@ -6,6 +6,7 @@ torch and matplotlib are imported inside the commands that need them, so that `r
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import os
@@ -92,7 +93,7 @@ def _check_usage(options: dict[str, Any]) -> None:
         raise click.UsageError("--pair and --model exclude each other; give one of them")
     if len(options["models"]) > 2:
         raise click.UsageError(f"{len(options['models'])} times --model; give one, or two to compare")
-    if options["box"] and options["mask"]:
+    if options["box"] is not None and options["mask"] is not None:
         raise click.UsageError("--box and --mask exclude each other; give one of them")
     if options["overwrite"] and options["resume"]:
         raise click.UsageError("--overwrite and --resume exclude each other; give one of them")
@@ -102,42 +103,47 @@ def _check_usage(options: dict[str, Any]) -> None:
     for kind, known in (("fit", ("crop", "squash", "whole")), ("registration", ("rf", "grid"))):
         if options[kind] not in known:
             raise click.UsageError(f"no {kind} {options[kind]!r}; there are {', '.join(known)}")
-    if options["seed"] is not None and options["weights"] != ("random",):
+    for option in ("mask", "classes"):
+        if options[option] is not None and not os.path.isfile(options[option]):
+            raise click.UsageError(f"--{option}: there is no file {one_line(options[option], 200)!r}")
+    if options["seed"] is not None and set(options["weights"]) != {"random"}:
         raise click.UsageError("--seed belongs to --weights random")
 
 
 def _cam(images: Sequence[str], options: dict[str, Any]) -> int:
-    from r2viz.inputs import gather
+    from r2viz.inputs import decoded, gather
     from r2viz.store import refuse_existing
 
     inputs = gather(images, recursive=options["recursive"])
-    marked = options["box"] or options["mask"]
+    many = len(images) > 1 or len(inputs) > 1
+    marked = options["box"] is not None or options["mask"] is not None
     if marked and len(inputs) > 1:
         raise click.UsageError(f"--box and --mask belong to one picture, but {len(inputs)} came")
     box = _parse_box(options["box"])
     folder, kinds = Path(options["output"]), options["formats"] or ("png",)
     outputs = {item: _outputs(folder, item, kinds) for item in inputs}
-    done: list[Input] = []
-    if options["resume"]:
-        done = [item for item in inputs if all(map(os.path.exists, outputs[item]))]
-        inputs = [item for item in inputs if item not in set(done)]
-        if done:
-            click.echo(f"{len(done)} of {len(done) + len(inputs)} pictures have their results already", err=True)
-        if not inputs:
-            return DONE
-    else:
+    if not options["resume"]:
         for paths in outputs.values():
             refuse_existing(paths, overwrite=options["overwrite"])
-    networks = _networks(options)
     _prepare(folder)
+    networks = _networks(options)
+    request = _request(networks, options)
+    done = [item for item in inputs if _kept(item, outputs[item], request)] if options["resume"] else []
+    if done:
+        click.echo(f"{len(done)} of {len(inputs)} pictures have their results already", err=True)
+        inputs = [item for item in inputs if item not in set(done)]
+        if options["as_json"]:
+            for item in done:
+                _line(item, "kept", files=[str(path) for path in outputs[item]])
+    if not inputs:
+        return DONE
 
     from r2viz.explain import explain_many
 
     models = _models(networks, options)
     bad = 0
-    many = len(images) > 1 or len(inputs) > 1
     results = explain_many(
-        _decoded(inputs),
+        decoded(inputs),
         models,
         batch=min(options["batch"], len(inputs)),
         layers=options["layers"] or ("layer4",),
@@ -151,15 +157,10 @@ def _cam(images: Sequence[str], options: dict[str, Any]) -> int:
             bad += 1
             click.echo(f"r2viz: {_about(item, result)}", err=True)
             if options["as_json"]:
-                click.echo(
-                    json.dumps(
-                        {"picture": item.shown, "status": "failed", "error_code": result.code, "error": str(result)},
-                        ensure_ascii=False,
-                    )
-                )
+                _line(item, "failed", error_code=result.code, error=str(result))
             continue
-        _write(result, outputs[item], kinds, overwrite=options["overwrite"] or options["resume"])
-        _show(result, outputs[item], many, options["as_json"])
+        _write(result, outputs[item], kinds, request, overwrite=options["overwrite"] or options["resume"])
+        _show(result, item, outputs[item], many, options["as_json"])
     if not bad:
         return DONE
     if many:
@@ -187,6 +188,40 @@ def _networks(options: dict[str, Any]) -> list[tuple[str, str]]:
     return networks
 
 
+def _request(networks: Sequence[tuple[str, str]], options: dict[str, Any]) -> str:
+    """A digest of what was asked for, by content and without paths: results of another request are not ours to keep."""
+    from r2viz.models.weights import file_digest
+
+    def content(path: str | None) -> str | None:
+        return file_digest(path) if path is not None and os.path.isfile(path) else path
+
+    asked: list[Any] = [__version__, [[name, content(weights)] for name, weights in networks]]
+    asked += [options["layers"], *(options[key] for key in ("method", "target", "box", "fit", "registration", "seed"))]
+    asked += [content(options["mask"]), content(options["classes"])]
+    return hashlib.sha256(json.dumps(asked).encode()).hexdigest()
+
+
+def _kept(item: Input, paths: Sequence[Path], request: str) -> bool:
+    """Whether the picture's results are there already, from this very picture and this very request.
+
+    Raises:
+        OutputError: they are there, but from another.
+    """
+    from r2viz.models.weights import file_digest
+    from r2viz.store import made_by
+
+    if item.path is None or item.error is not None or not all(map(os.path.exists, paths)):
+        return False
+    picture, asked = made_by(paths[-1])
+    if asked == request and os.path.isfile(item.path) and picture == file_digest(item.path):
+        return True
+    raise OutputError(
+        f"{one_line(str(paths[-1]))} was made from another picture or with other options, so --resume cannot go on "
+        "from it; use --overwrite, or another folder with -o",
+        code="output.other",
+    )
+
+
 def _models(networks: Sequence[tuple[str, str]], options: dict[str, Any]) -> list[Model]:
     from r2viz.models.model import fitted, load, read_classes, resolve_device
 
@@ -196,21 +231,6 @@ def _models(networks: Sequence[tuple[str, str]], options: dict[str, Any]) -> lis
     if options["classes"]:
         common["classes"] = read_classes(options["classes"])
     return [fitted(load(name, weights=weights, **common), options["fit"]) for name, weights in networks]
-
-
-def _decoded(inputs: Sequence[Input]) -> Iterator[Any]:
-    from r2viz.image import decode
-
-    for item in inputs:
-        if item.error is not None:
-            yield item.error
-            continue
-        try:
-            yield decode(
-                sys.stdin.buffer if item.path is None else item.path, name="stdin" if item.path is None else None
-            )
-        except R2VizError as error:
-            yield error
 
 
 def _parse_box(text: str | None) -> tuple[float, float, float, float] | None:
@@ -251,7 +271,7 @@ def _prepare(folder: Path) -> None:
         )
 
 
-def _write(record: CamRecord, paths: Sequence[Path], kinds: Sequence[str], *, overwrite: bool) -> None:
+def _write(record: CamRecord, paths: Sequence[Path], kinds: Sequence[str], request: str, *, overwrite: bool) -> None:
     from r2viz.figures import figure, provenance, render
     from r2viz.store import files, write_set
 
@@ -259,17 +279,23 @@ def _write(record: CamRecord, paths: Sequence[Path], kinds: Sequence[str], *, ov
         path: render(figure(record), kind, provenance=provenance(record))
         for path, kind in zip(paths, kinds, strict=False)
     }
-    write_set({**drawn, **files(record, paths[-1])}, overwrite=overwrite)
+    write_set({**drawn, **files(record, paths[-1], request=request)}, overwrite=overwrite)
 
 
-def _show(record: CamRecord, paths: Sequence[Path], many: bool, as_json: bool) -> None:
+def _line(item: Input, status: str, **more: Any) -> None:
+    """A line of JSON about a picture that has no new record."""
+    from r2viz.records import SCHEMA
+
+    click.echo(json.dumps({"schema": SCHEMA, "input": item.shown, "status": status, **more}, ensure_ascii=False))
+
+
+def _show(record: CamRecord, item: Input, paths: Sequence[Path], many: bool, as_json: bool) -> None:
     from r2viz.store import as_dict
     from r2viz.summary import lines
 
     if as_json:
         document = as_dict(record, arrays=paths[-2].name)
-        document["status"] = "ok"
-        document["files"] = [str(path) for path in paths]
+        document |= {"input": item.shown, "status": "ok", "files": [str(path) for path in paths]}
         click.echo(json.dumps(document, allow_nan=False, ensure_ascii=False, indent=None if many else 1))
         return
     for line in lines(record):
@@ -292,7 +318,9 @@ def _about(item: Input, error: R2VizError) -> str:
 
 @cli.command()
 @click.argument("record", type=click.Path())
-@click.option("-o", "--output", default=None, type=click.Path(), help="File to draw to: .png, .pdf or .svg.")
+@click.option(
+    "-o", "--output", default=None, type=click.Path(), help="File to draw to: .png, .pdf or .svg. [beside the record]"
+)
 @click.option("--overwrite", is_flag=True, help="Replace the file.")
 def plot(record: str, output: str | None, overwrite: bool) -> None:
     """Draw a saved record (NAME.cam.json) again, computing nothing."""
@@ -345,7 +373,7 @@ def train(data: str, models: str, as_json: bool, **options: Any) -> None:
         click.echo(f"  → {options['out']}")
 
 
-@cli.command(context_settings={"ignore_unknown_options": True})
+@cli.command()
 @click.option("--port", type=click.IntRange(0, 65535), default=8501, show_default=True, help="Port to listen on.")
 @click.option("--address", default="127.0.0.1", show_default=True, help="Address to listen on.")
 @click.option("--no-browser", is_flag=True, help="Do not open a browser.")

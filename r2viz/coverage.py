@@ -23,10 +23,20 @@ class Region:
 
 @dataclass(frozen=True)
 class Inside:
-    """Share of a map's mass inside a region (the energy-based pointing game), beside what chance would give."""
+    """Share of a map's mass inside a region (the energy-based pointing game), beside what chance would give.
+
+    `seen` is the share of the region that the network saw at all: a crop may have cut some of it away.
+    """
 
     share: float
     chance: float
+    seen: float
+
+    def __str__(self) -> str:
+        if self.seen == 0:
+            return "the object lies outside the crop"
+        text = "no mass" if np.isnan(self.share) else f"{self.share:.1%} inside (chance {self.chance:.1%})"
+        return text if self.seen == 1 else f"{text}, {1 - self.seen:.0%} of the object cropped away"
 
 
 def box_region(box: Box, size: tuple[int, int]) -> Region:
@@ -98,5 +108,7 @@ def energy_inside(map_: np.ndarray, region: Region) -> Inside:
     seen = np.isfinite(map_)
     total = float(map_[seen].sum(dtype=np.float64))
     inside = float(map_[seen & region.mask].sum(dtype=np.float64))
-    chance = float((seen & region.mask).sum() / max(1, seen.sum()))
-    return Inside(inside / total if total > 0 else float("nan"), chance)
+    common = int((seen & region.mask).sum())
+    return Inside(
+        inside / total if total > 0 else float("nan"), common / max(1, int(seen.sum())), common / int(region.mask.sum())
+    )

@@ -19,28 +19,50 @@ from r2viz.coverage import Region
 from r2viz.errors import BadRegion, BadTarget, ModelError, R2VizError, UnknownName
 from r2viz.geometry import Geometry
 from r2viz.image import Picture, decode
-from r2viz.models.model import Model, load, load_pair
+from r2viz.models.model import Model, fitted, load, load_pair
 from r2viz.receptive.theory import Grid
 from r2viz.receptive.trace import grids
 from r2viz.records import CamRecord, ClassScore, LayerMap, View
-from r2viz.taps import device_of, point, unwrapped
+from r2viz.taps import device_of, lock, point, unwrapped
 from r2viz.version import __version__
 
 REGISTRATIONS = ("rf", "grid")
 
 
-def cam(image: Any, model: Model | str = "res2net50_26w_4s", **options: Any) -> CamRecord:
-    """One network's class activation map of one picture; `options` as for `explain`."""
-    return explain(image, [_model(model)], **options)
+def cam(
+    image: Any,
+    model: Model | str = "res2net50_26w_4s",
+    *,
+    weights: str = "auto",
+    device: str = "cpu",
+    fit: str = "crop",
+    **options: Any,
+) -> CamRecord:
+    """One network's class activation map of one picture.
 
-
-def compare(image: Any, models: str | Sequence[Model | str] = "auto", **options: Any) -> CamRecord:
-    """Two networks' class activation maps of one picture; `models` is a pair's name or two networks.
-
+    `weights` and `device` as for `r2viz.load`, where `model` is a name; `fit` as for `r2viz.models.model.fitted`;
     `options` as for `explain`.
     """
-    pair = load_pair(models) if isinstance(models, str) else [_model(model) for model in models]
-    return explain(image, pair, **options)
+    return explain(image, [_ready(model, weights, device, fit)], **options)
+
+
+def compare(
+    image: Any,
+    models: str | Sequence[Model | str] = "auto",
+    *,
+    weights: str = "auto",
+    device: str = "cpu",
+    fit: str = "crop",
+    **options: Any,
+) -> CamRecord:
+    """Two networks' class activation maps of one picture; `models` is a pair's name or two networks.
+
+    Other arguments as for `cam`.
+    """
+    both: Sequence[Model | str] = (
+        load_pair(models, weights=weights, device=device) if isinstance(models, str) else models
+    )
+    return explain(image, [_ready(model, weights, device, fit) for model in both], **options)
 
 
 def explain(
@@ -205,16 +227,20 @@ def _run(
     if any(device_of(model.module).type != "cpu" for model in models):
         _say_once("the device ran out of memory with a single picture; going on with the CPU")
         for model in models:
-            model.module.to("cpu")
+            with lock(unwrapped(model.module)):  # another thread may be in the middle of a forward pass
+                model.module.to("cpu")
         torch.cuda.empty_cache()
+        if torch.backends.mps.is_available():
+            torch.mps.empty_cache()
         return _run(prepared, *rest)
-    raise ModelError("out of memory with a single picture on the CPU; use a smaller network or input", code="memory")
+    return [ModelError("out of memory with a single picture on the CPU; use a smaller network or input", code="memory")]
 
 
 def _out_of_memory(error: Exception) -> bool:
     # Only CUDA's allocator has an exception of its own; the CPU's and MPS's say it in words.
-    words = ("out of memory", "can't allocate memory", "not enough memory")
-    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or any(word in str(error) for word in words)
+    words = ("out of memory", "can't allocate memory", "not enough memory", "alloc_failed")
+    said = str(error).casefold()
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or any(word in said for word in words)
 
 
 @dataclass(frozen=True, eq=False)
@@ -277,13 +303,17 @@ def _records(
         maps.append({layer: _to_host(map_, look.model, layer) for layer, map_ in found.items()})
         placings.append({layer: _placing(look, layer, map_, registration, notes) for layer, map_ in maps[-1].items()})
 
+    titles = [look.model.title for look in seen]
+    if len(set(titles)) < len(titles):  # one network with two sets of weights
+        titles = [f"{title} #{number}" for number, title in enumerate(titles, start=1)]
     results: list[CamRecord | R2VizError] = []
     for index, (one, pick) in enumerate(zip(prepared, chosen, strict=True)):
         if isinstance(pick, BadTarget):
             results.append(pick)
             continue
         views = tuple(
-            _view(look, index, pick[number], maps[number], placings[number]) for number, look in enumerate(seen)
+            _view(look, titles[number], index, pick[number], maps[number], placings[number])
+            for number, look in enumerate(seen)
         )
         results.append(
             CamRecord(
@@ -304,7 +334,12 @@ def _records(
 
 
 def _view(
-    look: _Seen, index: int, target: int, maps: dict[str, np.ndarray], placings: dict[str, tuple[Grid, str]]
+    look: _Seen,
+    title: str,
+    index: int,
+    target: int,
+    maps: dict[str, np.ndarray],
+    placings: dict[str, tuple[Grid, str]],
 ) -> View:
     model = look.model
 
@@ -320,7 +355,7 @@ def _view(
     top = np.argsort(-look.probabilities[index], kind="stable")[:5]
     return View(
         model=model.name,
-        title=model.title,
+        title=title,
         weights={
             "kind": model.weights.kind,
             "source": model.weights.source,
@@ -379,8 +414,8 @@ def _say_once(message: str) -> None:
         warnings.warn(message, RuntimeWarning, stacklevel=4)
 
 
-def _model(model: Model | str) -> Model:
-    return load(model) if isinstance(model, str) else model
+def _ready(model: Model | str, weights: str, device: str, fit: str) -> Model:
+    return fitted(load(model, weights=weights, device=device) if isinstance(model, str) else model, fit)
 
 
 def versions() -> dict[str, str]:

@@ -94,17 +94,17 @@ def figure(record: CamRecord) -> Figure:
             )
         )
 
-    limits = []
+    drawn = []
     for number, layer in enumerate(record.layers):
         axes = [place(number * rows + index // layout.columns, index % layout.columns) for index in range(panels)]
         draw_source(axes[0], record, note=layer if len(record.layers) > 1 else "")
         for view, ax in zip(record.views, axes[1:], strict=False):
             draw_map(ax, record, view, layer)
         if record.shared:
-            limits.append(draw_difference(axes[-1], record, layer))
+            drawn.append(draw_difference(axes[-1], record, layer))
 
     bar_top = total_height - layout.margin - caption_height - layout.bars + 0.02
-    _bars(drawing, record, layout, bar_top, (total_width, total_height), any(limit is not None for limit in limits))
+    _bars(drawing, record, layout, bar_top, (total_width, total_height), any(drawn))
     for number, (line, colour) in enumerate(caption):
         drawing.text(
             layout.margin / total_width,
@@ -157,9 +157,7 @@ def draw_map(ax: Axes, record: CamRecord, view: View, layer: str) -> Axes:
     share = np.clip(np.nan_to_num(map_) / np.nanmax(laid), 0, 1)
     _panel(ax, _blend(grey, share, colormaps[MAP_COLOURS], _map_opacity(share), np.isfinite(map_)), record, view)
     inside = record.inside(view, layer)
-    marked = []
-    if inside is not None and not math.isnan(inside.share):
-        marked.append(f"{_percent(inside.share)} inside (chance {_percent(inside.chance)})")
+    marked = [] if inside is None else [str(inside)]
     _titles(ax, view.title, probability, *marked)
     if view.random:
         ax.text(
@@ -170,13 +168,16 @@ def draw_map(ax: Axes, record: CamRecord, view: View, layer: str) -> Axes:
     return ax
 
 
-def draw_difference(ax: Axes, record: CamRecord, layer: str) -> float | None:
-    """Second network's unit-mass map minus the first's. Returns the scale's limit, None where nothing was drawn."""
+def draw_difference(ax: Axes, record: CamRecord, layer: str) -> bool:
+    """Second network's unit-mass map minus the first's, on a symmetric scale; says whether there was one to draw.
+
+    The scale's end stands above the panel in multiples of the density of an even map.
+    """
     grey = _grey(_shrunk(record.picture.rgb)[0])
     difference = record.difference(layer)
     ratio = record.maximum_ratio(layer)
     title = "difference"
-    note = "" if ratio is None else f"ratio of raw maxima {ratio:.2g}"
+    notes = [] if ratio is None else [f"ratio of raw maxima {ratio:.2g}"]
     blank = [""] if record.region is not None else []
     if difference is None:
         _panel(ax, grey, record)
@@ -184,8 +185,8 @@ def draw_difference(ax: Axes, record: CamRecord, layer: str) -> float | None:
             0.5, 0.5, "no difference:\na map is constant", transform=ax.transAxes, ha="center", va="center", fontsize=7,
             color=_WARNING, bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.85, "pad": 2}, **_TEXT,
         )  # fmt: skip
-        _titles(ax, title, note, *blank)
-        return None
+        _titles(ax, title, *(notes or [""]), *blank)
+        return False
     # Per source pixel of the drawing; the sign and the relative size are what the colours show.
     small = _resize(difference, grey.shape[:2])
     limit = float(np.nanmax(np.abs(small)))
@@ -194,8 +195,10 @@ def draw_difference(ax: Axes, record: CamRecord, layer: str) -> float | None:
     _panel(
         ax, _blend(_pale(grey), (signed + 1) / 2, colours, 0.85 * np.sqrt(np.abs(signed)), np.isfinite(small)), record
     )
-    _titles(ax, title, note, *blank)
-    return limit
+    # In multiples of a map that is the same everywhere: a unit that people can read, and that pictures share.
+    notes.append(f"± {float(np.nanmax(np.abs(difference))) * np.isfinite(difference).sum():.2g}")
+    _titles(ax, title, ",  scale ".join(notes), *blank)
+    return True
 
 
 def grid(records: Sequence[CamRecord], *, layer: str | None = None) -> Figure:
@@ -209,7 +212,7 @@ def grid(records: Sequence[CamRecord], *, layer: str | None = None) -> Figure:
     rows = 1 + len(first.views)
     cell, label, gap, head = 1.0, 0.22, 0.04, 0.36
     width = label + len(records) * (cell + gap) + 0.06
-    caption = _grid_caption(records, int(width * 18.5))
+    caption = _grid_caption(records, layer or first.layers[0], int(width * 18.5))
     foot = 0.5 + 0.125 * len(caption)
     height = head + rows * (cell + gap) + foot
     drawing = Figure(figsize=(width, height), dpi=DPI, facecolor="white")
@@ -269,7 +272,9 @@ def grid(records: Sequence[CamRecord], *, layer: str | None = None) -> Figure:
 
 
 def render(drawing: Figure, kind: str, *, provenance: str = "") -> bytes:
-    """The figure as PNG, PDF or SVG: the same bytes each time. A PNG carries `provenance` in an iTXt chunk.
+    """The figure as PNG, PDF or SVG: the same bytes each time.
+
+    `provenance` goes into a PNG's iTXt chunk `r2viz`, a PDF's subject, an SVG's description.
 
     Raises:
         OutputError: another kind of file.
@@ -282,12 +287,12 @@ def render(drawing: Figure, kind: str, *, provenance: str = "") -> bytes:
                 info.add_itxt("r2viz", provenance, zip=len(provenance) > 2000)
             drawing.savefig(buffer, format="png", dpi=DPI, pil_kwargs={"pnginfo": info})
         elif kind == "pdf":
-            drawing.savefig(buffer, format="pdf", metadata={"CreationDate": None, "Subject": provenance[:2000] or None})
+            drawing.savefig(buffer, format="pdf", metadata={"CreationDate": None, "Subject": provenance or None})
         elif kind == "svg":
             import matplotlib
 
             with matplotlib.rc_context({"svg.hashsalt": "r2viz"}):
-                drawing.savefig(buffer, format="svg", metadata={"Date": None})
+                drawing.savefig(buffer, format="svg", metadata={"Date": None, "Description": provenance or None})
         else:
             raise OutputError(f"no figure format {kind!r}; there are png, pdf and svg")
     return buffer.getvalue()
@@ -345,19 +350,25 @@ def _caption(record: CamRecord, characters: int) -> list[tuple[str, str]]:
     lines: list[tuple[str, str]] = []
     policy = record.policy if record.policy in ("shared", "top1", "agree") else "named by the user"
     targets = " / ".join(dict.fromkeys(view.target.label for view in record.views))
-    gradient = "" if record.views[0].maps[0].gradient == "total" else ", direct path only"
+    layers = ", ".join(
+        map_.layer + ("" if map_.gradient == "total" else " (direct path only)") for map_ in record.views[0].maps
+    )
     said = [
-        f"{record.method_title} of “{targets}” (target: {policy}) at {', '.join(record.layers)}{gradient}. "
-        "Each map is divided by its own maximum."
+        f"{record.method_title} of “{targets}” (target: {policy}) at {layers}. Each map is divided by its own maximum."
     ]
     for view in record.views:
         top = view.top[0]
         said.append(f"{view.title}: top-1 {top.label} {_percent(top.probability)}; weights: {view.weights['source']}.")
     if record.shared:
         first, second = record.views
-        said.append(f"Difference: {second.title} minus {first.title}, each map scaled to unit mass.")
+        said.append(
+            f"Difference: {second.title} minus {first.title}, each map scaled to unit mass; its colours span the scale "
+            "above it, in multiples of an even map."
+        )
     elif len(record.views) == 2:
         said.append("The networks' targets differ, so no difference is drawn.")
+    if any(map_.registration == "grid" for view in record.views for map_ in view.maps):
+        said.append("Maps are laid as by resizing, not by receptive-field centres.")
     said += [f"Note: {note}." for note in (*record.picture.notes, *record.notes)]
     for line in textwrap.wrap(one_line(" ".join(said), 2000), characters):
         lines.append((line, _GREY))
@@ -371,13 +382,13 @@ def _caption(record: CamRecord, characters: int) -> list[tuple[str, str]]:
     return lines
 
 
-def _grid_caption(records: Sequence[CamRecord], characters: int) -> list[tuple[str, str]]:
+def _grid_caption(records: Sequence[CamRecord], layer: str, characters: int) -> list[tuple[str, str]]:
     import textwrap
 
     first = records[0]
     weights = "; ".join(f"{view.title}: {view.weights['source']}" for view in first.views)
     text = (
-        f"{first.method_title} at {first.layers[0]}, each map divided by its own maximum; the number is the network's "
+        f"{first.method_title} at {layer}, each map divided by its own maximum; the number is the network's "
         f"probability of the class above. {weights}."
     )
     lines = [(line, _GREY) for line in textwrap.wrap(one_line(text, 1000), characters)]

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import glob
 import os
+import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from r2viz.errors import BadImage, one_line
-from r2viz.image import SUFFIXES
+from r2viz.errors import BadImage, R2VizError, one_line
+from r2viz.image import SUFFIXES, Picture, decode
 
 
 @dataclass(frozen=True)
@@ -77,6 +78,18 @@ def gather(arguments: Sequence[str], *, recursive: bool = False) -> list[Input]:
         Input(one, key, None if one is None else errors.get(one))
         for one, key in zip(unique.values(), keys, strict=True)
     ]
+
+
+def decoded(inputs: Iterable[Input]) -> Iterator[Picture | R2VizError]:
+    """The pictures, one at a time; what cannot be used is handed on as the error that it is, so that others go on."""
+    for item in inputs:
+        if item.error is not None:
+            yield item.error
+            continue
+        try:
+            yield decode(sys.stdin.buffer, name="stdin") if item.path is None else decode(item.path)
+        except R2VizError as error:
+            yield error
 
 
 def _pictures(folder: Path, recursive: bool) -> list[Path]:

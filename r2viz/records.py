@@ -185,7 +185,8 @@ class CamRecord:
             "schema": SCHEMA,
             "picture": self.picture.sha256,
             "views": [
-                [view.model, view.weights["sha256"], dict(view.preprocess), view.target.index] for view in self.views
+                [view.model, view.weights["sha256"], dict(view.preprocess), view.target.index, view.target.label]
+                for view in self.views
             ],
             "layers": self.layers,
             "method": self.method,

@@ -11,6 +11,7 @@ import os
 import secrets
 import shutil
 from collections.abc import Iterable, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -115,11 +116,11 @@ def save(record: CamRecord, path: str | os.PathLike[str], *, overwrite: bool = F
     return target
 
 
-def files(record: CamRecord, path: Path) -> dict[Path, bytes]:
-    """What `save` writes: the JSON at `path` and the NPZ beside it."""
+def files(record: CamRecord, path: Path, **more: Any) -> dict[Path, bytes]:
+    """What `save` writes: the JSON at `path`, with `more` in it, and the NPZ beside it."""
     arrays = path.with_suffix(".npz")
     # A name in bytes that are no UTF-8 reaches us with lone surrogates; JSON writes those as escapes.
-    return {arrays: npz(record), path: dumps(record, arrays=arrays.name).encode("utf-8", "backslashreplace")}
+    return {arrays: npz(record), path: dumps(record, arrays=arrays.name, **more).encode("utf-8", "backslashreplace")}
 
 
 def npz(record: CamRecord) -> bytes:
@@ -201,6 +202,7 @@ def _view_dict(record: CamRecord, key: str, view: View) -> dict[str, Any]:
                 "maximum": float(map_.raw.max()),
                 "share_inside": None if inside is None or math.isnan(inside.share) else inside.share,
                 "chance": None if inside is None else inside.chance,
+                "region_seen": None if inside is None else inside.seen,
                 "array": f"{key}/{map_.layer}/raw" if len(view.maps) > 1 else f"{key}/raw",
             }
         )
@@ -219,15 +221,25 @@ def _view_dict(record: CamRecord, key: str, view: View) -> dict[str, Any]:
             "offset": list(geometry.offset),
             "seen": list(geometry.seen),
         },
-        "target": vars(view.target),
-        "top": [vars(score) for score in view.top],
+        "target": asdict(view.target),
+        "top": [asdict(score) for score in view.top],
         "maps": maps,
     }
 
 
-def dumps(record: CamRecord, *, arrays: str | None = None) -> str:
-    """The record as JSON text, ending in a line feed."""
-    return json.dumps(as_dict(record, arrays=arrays), indent=1, allow_nan=False, ensure_ascii=False) + "\n"
+def dumps(record: CamRecord, *, arrays: str | None = None, **more: Any) -> str:
+    """The record as JSON text, with `more` in it, ending in a line feed."""
+    document = {**as_dict(record, arrays=arrays), **more}
+    return json.dumps(document, indent=1, allow_nan=False, ensure_ascii=False) + "\n"
+
+
+def made_by(path: Path) -> tuple[str | None, str | None]:
+    """The picture's sha256 and the request's digest of a saved record; None for what it does not say."""
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+        return document["picture"]["sha256"], document.get("request")
+    except (OSError, ValueError, KeyError, TypeError):
+        return None, None
 
 
 def open_record(path: str | os.PathLike[str]) -> CamRecord:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 from r2viz.errors import one_line
 from r2viz.records import CamRecord
 
@@ -21,15 +19,13 @@ def lines(record: CamRecord) -> list[str]:
         )
         for map_ in view.maps:
             inside = record.inside(view, map_.layer)
-            share = ""
-            if inside is not None:
-                share = (
-                    "  no mass"
-                    if math.isnan(inside.share)
-                    else f"  inside {inside.share:.1%} (chance {inside.chance:.1%})"
-                )
+            share = "" if inside is None else f"  {inside}"
             state = "constant map, nothing to show" if map_.constant else f"raw maximum {map_.raw.max():.4g}"
             said.append(f"  {'':<{width}}  {map_.layer}: {state}{share}")
+    for layer in record.layers:
+        ratio = record.maximum_ratio(layer)
+        if ratio is not None:
+            said.append(f"  {layer}: ratio of raw maxima {ratio:.3g}, second network over first")
     if record.random:
         said.append("  RANDOM WEIGHTS: untrained networks; the maps say nothing about learning")
     return said + [f"  note: {note}" for note in (*record.picture.notes, *record.notes)]

@@ -11,6 +11,7 @@ import io
 import json
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -208,7 +209,9 @@ def test_json_of_one_picture_is_one_object(run: Run, pictures: Path, tmp_path: P
     assert document["files"] == ["out/a.cam.png", "out/a.cam.npz", "out/a.cam.json"]
     assert all(Path(name).is_file() for name in document["files"])
     saved = json.loads((tmp_path / "out/a.cam.json").read_text())
-    assert {key: value for key, value in document.items() if key not in ("status", "files")} == saved
+    assert document["input"] == "p/a.png"
+    ours = {key: value for key, value in document.items() if key not in ("input", "status", "files")}
+    assert ours == {key: value for key, value in saved.items() if key != "request"}
 
 
 def test_json_of_many_is_a_line_each_in_order(run: Run, pictures: Path) -> None:
@@ -217,7 +220,8 @@ def test_json_of_many_is_a_line_each_in_order(run: Run, pictures: Path) -> None:
     documents = [json.loads(line) for line in done.out.splitlines()]
     assert [document["status"] for document in documents] == ["ok", "failed", "ok", "failed"]
     assert documents[0]["picture"]["name"] == "b.png"
-    assert documents[1]["picture"] == "text.jpg"
+    assert [document["input"] for document in documents] == ["p/b.png", "text.jpg", "p/a.png", "none.png"]
+    assert all(document["schema"] == 1 for document in documents)
     assert documents[1]["error_code"] == "bad_image.format"
     assert documents[3]["error_code"] == "bad_image.missing"
     assert documents[3]["error"].startswith("none.png: no such file")
@@ -271,7 +275,7 @@ WRONG = [
     (["--box", "50,10,20,60"], 1, "the box 50,10,20,60 is empty"),
     (["--box", "0,0,91,70"], 1, "leaves the picture, which is 90 wide and 70 high"),
     (["--box", "0,0,9,9", "--mask", "m.png"], 2, "--box and --mask exclude each other"),
-    (["--mask", "none.png"], 1, "none.png: no such file"),
+    (["--mask", "none.png"], 2, "--mask: there is no file 'none.png'"),
     (["--mask", "text.jpg"], 1, "text.jpg: is not a picture"),
     (["--mask", "p/wide.png"], 1, "the mask wide.png is 80 x 60, but the picture is 90 x 70"),
     (["--overwrite", "--resume"], 2, "--overwrite and --resume exclude each other"),
@@ -282,7 +286,11 @@ WRONG = [
     (["--weights", "text.jpg"], 2, "one weights file for two networks (resnet50, res2net50_26w_4s)"),
     (["--model", "resnet50", "--weights", "text.jpg"], 1, "text.jpg"),
     (["--model", "resnet50", "--weights", "none.safetensors"], 1, "none.safetensors"),
-    (["--model", "resnet50", "--weights", "random", "--classes", "none.txt"], 1, "none.txt cannot be read"),
+    (
+        ["--model", "resnet50", "--weights", "random", "--classes", "none.txt"],
+        2,
+        "--classes: there is no file 'none.txt'",
+    ),
     (["--model", "resnet50", "--weights", "random", "--classes", "two.txt"], 1, "2 class names came for a network of"),
 ]
 
@@ -332,15 +340,42 @@ def test_results_are_not_overwritten(run: Run, pictures: Path, tmp_path: Path, m
 def test_overwrite_and_resume(run: Run, pictures: Path, tmp_path: Path) -> None:
     assert run("cam", "p/b.png", "-o", "out", "--target", "0").code == 0
     kept = (tmp_path / "out/b.cam.json").read_bytes()
-    resumed = run("cam", "p", "-o", "out", "--resume", "--target", "1")
+    resumed = run("cam", "p", "-o", "out", "--resume", "--target", "0")
     assert resumed.code == 0
     assert resumed.notices == ["1 of 3 pictures have their results already"]
     assert listing(tmp_path / "out") == three("a", "b", "c")
     assert (tmp_path / "out/b.cam.json").read_bytes() == kept
-    again = run("cam", "p", "-o", "out", "--resume")
+    again = run("cam", "p", "-o", "out", "--resume", "--target", "0")
     assert (again.code, again.out) == (0, "")
+    lines = run("cam", "p", "-o", "out", "--resume", "--target", "0", "--json").out.splitlines()
+    assert [(json.loads(line)["input"], json.loads(line)["status"]) for line in lines] == [
+        (f"p/{name}.png", "kept") for name in "abc"
+    ]
     assert run("cam", "p", "-o", "out", "--overwrite", "--target", "1").code == 0
     assert (tmp_path / "out/b.cam.json").read_bytes() != kept
+
+
+@pytest.mark.parametrize(
+    "other", [["--target", "1"], ["--weights", "random"], ["--layer", "layer3"], ["--fit", "squash"]]
+)
+def test_resume_never_mixes_requests(run: Run, pictures: Path, tmp_path: Path, other: list[str]) -> None:
+    assert run("cam", "p/b.png", "-o", "out").code == 0
+    kept = (tmp_path / "out/b.cam.json").read_bytes()
+    refused = run("cam", "p", "-o", "out", "--resume", *other)
+    assert refused.code == 1
+    assert len(refused.notices) == 1
+    assert "was made from another picture or with other options, so --resume cannot go on from it" in refused.err
+    assert (tmp_path / "out/b.cam.json").read_bytes() == kept
+    assert listing(tmp_path / "out") == three("b")
+
+
+def test_resume_never_takes_one_picture_for_another(run: Run, pictures: Path, tmp_path: Path) -> None:
+    (tmp_path / "q").mkdir()
+    shutil.copy(pictures / "c.png", tmp_path / "q/b.png")
+    assert run("cam", "p/b.png", "-o", "out").code == 0
+    refused = run("cam", "q/b.png", "-o", "out", "--resume")
+    assert refused.code == 1
+    assert "was made from another picture" in refused.err
 
 
 def test_resume_completes_what_is_partly_there(run: Run, pictures: Path, tmp_path: Path) -> None:
@@ -464,12 +499,12 @@ def test_every_odd_picture_in_one_run(run: Run, shared: Path, tmp_path: Path) ->
     documents = [json.loads(line) for line in done.out.splitlines()]
     failed = [document for document in documents if document["status"] == "failed"]
     assert len(documents) == len(names)
-    bad = {Path(document["picture"]).name for document in failed}
+    bad = {Path(document["input"]).name for document in failed}
     assert bad >= REFUSED
     assert len(done.notices) == len(failed) + 1  # one line for each, and how many
     for document, line in zip(failed, done.notices, strict=False):
         assert line == f"r2viz: {document['error']}"
-        assert Path(document["picture"]).name in line
+        assert Path(document["input"]).name in line
         assert document["error_code"].startswith("bad_image.")
     assert done.notices[-1] == f"{len(failed)} of {len(names)} pictures could not be used"
     made = [document["files"] for document in documents if document["status"] == "ok"]

@@ -126,3 +126,13 @@ def test_sums_do_not_drown_in_single_precision() -> None:
     mask = np.zeros((5000, 4000), dtype=bool)
     mask[:, :1000] = True
     assert energy_inside(map_, Region(mask)).share == pytest.approx(0.25, abs=1e-9)
+
+
+def test_what_the_crop_cut_away_is_said() -> None:
+    """A share of nothing that the network saw is no finding."""
+    map_ = np.full((4, 8), np.nan, dtype=np.float32)
+    map_[:, 2:6] = 1
+    cut = energy_inside(map_, box_region((4, 0, 8, 4), (4, 8)))
+    assert cut.seen == 0.5
+    assert str(cut) == "50.0% inside (chance 50.0%), 50% of the object cropped away"
+    assert str(energy_inside(map_, box_region((6, 0, 8, 4), (4, 8)))) == "the object lies outside the crop"

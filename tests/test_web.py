@@ -100,7 +100,7 @@ def test_downloads_are_those_of_the_command_line(page):
     from r2viz.web import compare
 
     record = explain(ROOT / "examples" / "cat.jpg", tiny.pair())
-    assert compare._drawn(record.digest, record, "png") == render(figure(record), "png", provenance=provenance(record))
+    assert compare._file(record, "png") == render(figure(record), "png", provenance=provenance(record))
     assert json.loads(dumps(record))["kind"] == "cam"
     assert npz(record)[:2] == b"PK"
     assert np.isfinite(record.views[0].maps[0].raw).all()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import threading
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,6 +22,7 @@ from r2viz.models.weights import Weights
 from r2viz.models.zoo import ZOO, Row, canonical
 
 RANDOM_SEED = 0
+_drawing = threading.Lock()
 FITS = ("crop", "squash", "whole")
 
 
@@ -125,7 +128,8 @@ def resolve_device(device: str | torch.device) -> torch.device:
 
 
 def _random(row: Row, seed: int) -> tuple[nn.Module, Weights]:
-    with torch.random.fork_rng(devices=[]):  # the caller's random numbers go on as if nothing had been drawn
+    # The caller's random numbers go on as if nothing had been drawn; the generator is the process's, so one at a time.
+    with _drawing, torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)  # torch.manual_seed would also reseed every GPU
         module = row.build()
     return module, Weights("random", f"random weights, seed {seed}", stored.digest(module.state_dict()))
@@ -186,10 +190,16 @@ def read_classes(path: str | os.PathLike[str]) -> tuple[str, ...]:
     """
     shown = one_line(os.fspath(path))
     try:
-        lines = Path(path).read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
+        lines = Path(path).read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, ValueError) as error:
         raise R2VizError(f"the class names {shown} cannot be read ({one_line(str(error), 120)})") from None
     names = tuple(line.strip() for line in lines if line.strip())
     if not names:
         raise BadWeights(f"the class names {shown} hold no line; expected one name per line", code="bad_classes")
+    twice = next((name for name, count in Counter(names).items() if count > 1), None)
+    if twice is not None:
+        raise BadWeights(
+            f"the class names {shown} hold {one_line(twice, 60)!r} twice; every class needs a name of its own",
+            code="bad_classes",
+        )
     return names

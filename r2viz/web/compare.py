@@ -44,7 +44,7 @@ def main() -> None:
         st.info("Name the class: a label such as tabby, or an index.")
         return
     try:
-        record = _explained(picture.sha256, picture, weights, layer, label or policy)
+        record = _explained((picture.sha256, picture.name), picture, weights, layer, label or policy)
     except R2VizError as error:
         st.error(one_line(str(error), 600))
         return
@@ -83,29 +83,32 @@ def _pair(weights: str) -> tuple[Model, Model]:
 
 
 @st.cache_data(max_entries=32, show_spinner="Looking …")
-def _explained(sha256: str, _picture: Picture, weights: str, layer: str, target: str) -> CamRecord:
+def _explained(identity: tuple[str, str], _picture: Picture, weights: str, layer: str, target: str) -> CamRecord:
     # Keyed by the digest: Streamlit would hash a large array by a sample of it.
     return explain(_picture, _pair(weights), layers=[layer], target=target)
 
 
 @st.cache_data(max_entries=32, show_spinner="Drawing …")
-def _drawn(digest: str, _record: CamRecord, kind: str) -> bytes:
-    return render(figure(_record), kind, provenance=provenance(_record))
+def _drawn(identity: tuple[str, str, str], _record: CamRecord) -> bytes:
+    return render(figure(_record), identity[2], provenance=provenance(_record))
+
+
+def _file(record: CamRecord, kind: str) -> bytes:
+    # Equal pictures of different names have one digest, but each its own title.
+    return _drawn((record.digest, record.picture.name, kind), record)
 
 
 def _show(record: CamRecord, weights: str, layer: str, target: str) -> None:
     names = " and ".join(view.title for view in record.views)
     st.image(
-        _drawn(record.digest, record, "png"),
+        _file(record, "png"),
         alt=f"Class activation maps of {record.picture.name} by {names}",
         width="stretch",
     )
     stem = Path(record.picture.name).stem[:60] or "picture"
     columns = st.columns(4)
-    columns[0].download_button("PNG", _drawn(record.digest, record, "png"), f"{stem}.cam.png", on_click="ignore")
-    columns[1].download_button(
-        "PDF", lambda: _drawn(record.digest, record, "pdf"), f"{stem}.cam.pdf", on_click="ignore"
-    )
+    columns[0].download_button("PNG", _file(record, "png"), f"{stem}.cam.png", on_click="ignore")
+    columns[1].download_button("PDF", lambda: _file(record, "pdf"), f"{stem}.cam.pdf", on_click="ignore")
     columns[2].download_button("NPZ (raw maps)", lambda: npz(record), f"{stem}.cam.npz", on_click="ignore")
     columns[3].download_button(
         "JSON (record)", lambda: dumps(record, arrays=f"{stem}.cam.npz"), f"{stem}.cam.json", on_click="ignore"
