@@ -151,13 +151,15 @@ def replace(path: Path, write: Callable[[Path], object], *, what: str) -> None:
 
 def export(module: nn.Module, path: Path) -> None:
     """Write weights as safetensors: matrices in float16; normalisation, which is small, stays float32."""
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
     state = {
         key: (value.half() if value.ndim > 1 else value).detach().cpu().contiguous()
         for key, value in module.state_dict().items()
     }
-    replace(path, lambda new: save_file(state, new, metadata={"format": "pt"}), what="weights")
+    # Not `save_file`, which makes files that only their owner may read.
+    content = save(state, metadata={"format": "pt"})
+    replace(path, lambda new: new.write_bytes(content), what="weights")
 
 
 def publish(
