@@ -51,7 +51,7 @@ wheel: $(VENV)/.dev
 	sh .ci/try_wheel "$(abspath $(BIN))/python"
 
 pictures: $(VENV)/.runtime
-	$(BIN)/python docs/draw_pictures.py --weights random
+	$(BIN)/python docs/draw_pictures.py --pair mini
 
 bench: $(VENV)/.dev
 	$(BIN)/python -m pip install --quiet --editable '.[bench]'

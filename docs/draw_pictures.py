@@ -10,7 +10,7 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
-PICTURES = {"cat.jpg": "cam-cat.png"}
+PICTURES = {"german_shepherd.jpg": "cam-dog.png", "koala.jpg": "cam-koala.png"}
 
 
 def main() -> None:

@@ -37,13 +37,13 @@ def cli() -> None:
 
 @cli.command()
 @click.argument("images", nargs=-1, required=True, metavar="IMAGE...")
-@click.option("--pair", default=None, metavar="NAME", help="Two networks to compare: auto (default), imagenet.")
+@click.option("--pair", default=None, metavar="NAME", help="Two networks to compare: auto (default), imagenet, mini.")
 @click.option("--model", "models", multiple=True, metavar="NAME", help="One or two networks instead of a pair.")
 @click.option(
     "--weights",
     multiple=True,
     metavar="W",
-    help="auto, random, or a file (safetensors, or a pickle of tensors only). Give it twice for two files.",
+    help="auto, imagenet, mini, random, or a file (safetensors, or a pickle of tensors only); twice for two files.",
 )
 @click.option("--seed", type=click.IntRange(0), default=None, help="Seed of random weights. [0]")
 @click.option("--classes", type=click.Path(), default=None, help="Names of the classes, one per line.")
@@ -333,6 +333,40 @@ def plot(record: str, output: str | None, overwrite: bool) -> None:
     kind = target.suffix.lstrip(".").lower()
     write_set({target: render(figure(opened), kind, provenance=provenance(opened))}, overwrite=overwrite)
     click.echo(str(target))
+
+
+@cli.command()
+@click.argument("text", default="", metavar="[FILTER]")
+@click.option("--json", "as_json", is_flag=True, help="One object.")
+def models(text: str, as_json: bool) -> None:
+    """List the networks, where their weights are, and the pairs."""
+    from r2viz.models.hub import cached
+    from r2viz.models.pairs import PAIRS
+    from r2viz.models.zoo import ZOO
+
+    found: dict[str, dict[str, Any]] = {}
+    for name, row in ZOO.items():
+        if text.casefold() in f"{name} {row.title}".casefold():
+            found[name] = {
+                "title": row.title,
+                "pairs": [key for key, known in PAIRS.items() if name in known.models],
+                "weights": "package" if row.embedded else row.hub,
+                "at_hand": row.embedded is not None or cached(str(row.hub)) is not None,
+                "classes": row.classes,
+                "published_top1": row.top1,
+                "aliases": row.aliases,
+                "licence": row.licence,
+                "citation": row.citation,
+            }
+    if as_json:
+        click.echo(json.dumps(found, ensure_ascii=False, indent=1))
+    else:
+        for name, about in found.items():
+            where = "in the package" if about["weights"] == "package" else str(about["weights"])
+            click.echo(f"{name:<18} {about['title']:<18} pair {', '.join(about['pairs']) or '-':<9} {where}", nl=False)
+            click.echo("" if about["at_hand"] else " (not cached)")
+    if not found:
+        raise UnknownName(f"no model has {text!r} in its name; there are {', '.join(ZOO)}")
 
 
 @cli.command()

@@ -177,7 +177,7 @@ def draw_difference(ax: Axes, record: CamRecord, layer: str) -> bool:
     difference = record.difference(layer)
     ratio = record.maximum_ratio(layer)
     title = "difference"
-    notes = [] if ratio is None else [f"ratio of raw maxima {ratio:.2g}"]
+    notes = [] if ratio is None else [f"raw maxima × {ratio:.2g}"]
     blank = [""] if record.region is not None else []
     if difference is None:
         _panel(ax, grey, record)

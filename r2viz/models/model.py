@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import threading
 from collections import Counter
@@ -22,6 +23,7 @@ from r2viz.models.weights import Weights
 from r2viz.models.zoo import ZOO, Row, canonical
 
 RANDOM_SEED = 0
+EMBEDDED = Path(__file__).with_name("embedded")
 _drawing = threading.Lock()
 FITS = ("crop", "squash", "whole")
 
@@ -51,8 +53,9 @@ def load(
 
     Args:
         name: a name or alias in `r2viz.models.zoo.ZOO`.
-        weights: `"auto"` and `"imagenet"` take the public weights, `"random"` seeded fresh ones (for tests and
-            comparisons with "untrained"), anything else is a file: safetensors, or a pickle that holds tensors only.
+        weights: `"imagenet"` takes the public weights, `"mini"` those in the package, `"auto"` whichever of the two
+            the network has, `"random"` seeded fresh ones (for tests and comparisons with "untrained"); anything else
+            is a file: safetensors, or a pickle that holds tensors only.
         seed: of random weights; 0 unless given.
         classes: names of the classes, in the order of the head's outputs. A file with another number of classes
             than the network's own needs them for labels; without, its classes are called by their numbers.
@@ -136,24 +139,33 @@ def _random(row: Row, seed: int) -> tuple[nn.Module, Weights]:
 
 
 def _stored(name: str, row: Row, kind: str) -> tuple[nn.Module, Weights]:
-    if kind in ("auto", "imagenet"):
-        if row.hub is None:
-            raise UnknownName(f"{name} has no public weights; give a file, or weights 'random'")
-        path, commit = fetch(row.hub)
-        origin = Weights("hub", f"{row.hub}@{commit[:12]}", stored.file_digest(path))
-    elif kind == "mini":
-        raise UnknownName(f"{name} has no weights 'mini'; there are 'auto', 'imagenet', 'random' and files")
-    else:
-        path = Path(kind)
-        origin = Weights("file", one_line(path.name), "")
+    path, source = _located(name, row, kind)
     state = stored.read(path)
-    if not origin.sha256:
-        origin = Weights("file", origin.source, stored.file_digest(path))
+    origin = replace(source, sha256=stored.file_digest(path))
     size = stored.head_size(state)
     with torch.device("meta"):  # no memory and no random numbers are spent on weights that the file replaces
         module = row.build() if size is None else row.build(num_classes=size)
     stored.fit(module, state, name=name, source=origin.source)
     return module, origin
+
+
+def _located(name: str, row: Row, kind: str) -> tuple[Path, Weights]:
+    """The file that `kind` of weights means for this network, and what to call it."""
+    if kind == "auto":
+        kind = "mini" if row.hub is None else "imagenet"
+    if kind == "imagenet":
+        if row.hub is None:
+            raise UnknownName(f"{name} has no public weights; there are 'mini', 'random' and files")
+        path, commit = fetch(row.hub)
+        return path, Weights("hub", f"{row.hub}@{commit[:12]}", "")
+    if kind == "mini":
+        if row.embedded is None:
+            raise UnknownName(f"{name} has no weights 'mini'; there are 'auto', 'imagenet', 'random' and files")
+        path = EMBEDDED / row.embedded
+        card = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
+        said = f"r2viz mini v{card['version']}, 200 classes, 64 px, {card['score']['top1']:.1%} top-1"
+        return path, Weights("embedded", said, "")
+    return Path(kind), Weights("file", one_line(Path(kind).name), "")
 
 
 def _labels(row: Row, module: nn.Module, classes: Sequence[str] | None) -> tuple[str, ...]:
@@ -179,6 +191,8 @@ def class_names(vocabulary: str) -> tuple[str, ...]:
         from torchvision.models import ResNet50_Weights
 
         return tuple(ResNet50_Weights.IMAGENET1K_V1.meta["categories"])
+    if vocabulary == "tiny-imagenet":
+        return read_classes(EMBEDDED / "classes.txt")
     raise UnknownName(f"no class names for {vocabulary!r}")
 
 

@@ -6,10 +6,11 @@ in seconds.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from r2viz.errors import UnknownName, nearest
+from r2viz.errors import UnknownName, WeightsUnavailable, nearest
 from r2viz.models.hub import fetch
 from r2viz.models.zoo import ZOO
 
@@ -26,6 +27,10 @@ PAIRS: dict[str, Pair] = {
     "imagenet": Pair(
         ("resnet50", "res2net50_26w_4s"),
         "the paper's pair: torchvision's first ResNet-50 weights beside the authors' Res2Net-50 26w-4s",
+    ),
+    "mini": Pair(
+        ("resnet26_mini", "res2net26_mini"),
+        "trained by this project, one recipe for both, on 200 classes at 64 px; inside the package",
     ),
 }
 
@@ -47,13 +52,30 @@ def pair(name: str) -> Pair:
 def choose(name: str = "auto", weights: str = "auto") -> str:
     """The pair that `name` means with these weights; its public weights, if it is to have them, are then cached.
 
+    `"auto"` is the paper's pair where its weights are cached or can be fetched, else the mini pair, which ships with
+    the package; a warning then says so in one sentence.
+
     Raises:
         UnknownName: no such pair.
-        WeightsUnavailable: its public weights are neither cached nor reachable.
+        WeightsUnavailable: public weights were asked for by name, and are neither cached nor reachable.
     """
-    chosen = "imagenet" if name == "auto" else name
-    obtain([(model, weights) for model in pair(chosen).models])
-    return chosen
+    if name != "auto":
+        obtain([(model, weights) for model in pair(name).models])
+        return name
+    if weights == "mini":
+        return "mini"
+    try:
+        obtain([(model, weights) for model in PAIRS["imagenet"].models])
+    except WeightsUnavailable as error:
+        if weights != "auto":
+            raise
+        reason = str(error).split("; ")[0]
+        warnings.warn(
+            f"{reason}; so the mini pair is used, which ships with r2viz (200 classes, 64 px); --pair imagenet insists",
+            stacklevel=2,
+        )
+        return "mini"
+    return "imagenet"
 
 
 def obtain(networks: Iterable[tuple[str, str]]) -> None:

@@ -46,6 +46,8 @@ class Row:
 
 
 _IMAGENET = Preprocess(resize=256, crop=(224, 224))
+_MINI = Preprocess(resize=64, crop=(64, 64))
+_OURS = "Apache-2.0, like r2viz; trained on Tiny-ImageNet, whose pictures are for research use"
 _HE = "He et al. 2016, arXiv 1512.03385"
 _GAO = "Gao et al. 2021, arXiv 1904.01169"
 _RESNET, _RES2NET = "r2viz.models.resnet:resnet", "r2viz.models.resnet:res2net"
@@ -75,6 +77,24 @@ ZOO: dict[str, Row] = {
         licence="the authors' weights are for non-commercial use (CC BY-NC-SA)",
         aliases=("res2net50", "res2net50_26w_4s.in1k"),
         top1=77.99,
+    ),
+    "resnet26_mini": Row(
+        title="ResNet-26 mini",
+        factory="r2viz.models.mini:resnet26_mini",
+        embedded="resnet26_mini.safetensors",
+        preprocess=_MINI,
+        classes="tiny-imagenet",
+        citation=_HE,
+        licence=_OURS,
+    ),
+    "res2net26_mini": Row(
+        title="Res2Net-26 mini",
+        factory="r2viz.models.mini:res2net26_mini",
+        embedded="res2net26_mini.safetensors",
+        preprocess=_MINI,
+        classes="tiny-imagenet",
+        citation=_GAO,
+        licence=_OURS,
     ),
 }
 

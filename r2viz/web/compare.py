@@ -23,7 +23,11 @@ POLICIES = {
     "agree": "only where both agree",
     "label": "a class that I name",
 }
-WEIGHTS = {"auto": "trained weights", "random": "random weights (untrained networks)"}
+WEIGHTS = {
+    "auto": "trained weights",
+    "mini": "the mini pair that ships with r2viz",
+    "random": "random weights (untrained networks)",
+}
 
 
 def main() -> None:
@@ -100,6 +104,11 @@ def _file(record: CamRecord, kind: str) -> bytes:
 
 def _show(record: CamRecord, weights: str, layer: str, target: str) -> None:
     names = " and ".join(view.title for view in record.views)
+    if weights == "auto" and any(view.weights["kind"] == "embedded" for view in record.views):
+        st.info(
+            "The ImageNet weights are neither cached nor reachable, so this is the mini pair that ships with r2viz: "
+            "200 classes, 64-pixel pictures."
+        )
     st.image(
         _file(record, "png"),
         alt=f"Class activation maps of {record.picture.name} by {names}",
