@@ -9,11 +9,12 @@ import numpy as np
 import torch
 
 from benchmarks.harness import Line, absolute_line, interleaved, main, ratio_line
-from r2viz import training
 from r2viz.attribution import cam_maps
-from r2viz.models.mini import MINI
-from r2viz.training_recipe import Recipe, draw, make, order
-from r2viz.training_speed import keep_memory
+from r2viz.models.pairs import pair
+from r2viz.models.zoo import ZOO
+from r2viz.training import loop as training
+from r2viz.training.recipe import Recipe, draw, make, order
+from r2viz.training.speed import keep_memory
 
 BATCH = 256
 
@@ -27,8 +28,8 @@ def measure() -> list[Line]:
     outside: list[float] = []
     place = training._Place(torch.device("cpu"), training._dtype("auto", torch.device("cpu")))
     with ExitStack() as stack:
-        networks = training._networks(MINI, 200, 0, recipe, place, stack)
-        plain = {name: build(200).eval().to(memory_format=torch.channels_last) for name, build in MINI.items()}
+        networks = training._networks(training._builders(pair("mini").models), 200, 0, recipe, place, stack)
+        plain = {name: ZOO[name].build().eval().to(memory_format=torch.channels_last) for name in pair("mini").models}
         pixels = torch.randint(0, 256, (4 * BATCH, 64, 64, 3), dtype=torch.uint8)
         y = torch.randint(0, 200, (BATCH,))
         indices = order(0, 0, len(pixels))[:BATCH]
@@ -66,7 +67,7 @@ def measure() -> list[Line]:
 
 
 def _pair_of_maps() -> Line:
-    modules = [build(200).eval().to(memory_format=torch.channels_last) for build in MINI.values()]
+    modules = [ZOO[name].build().eval().to(memory_format=torch.channels_last) for name in pair("mini").models]
     picture = torch.randn(1, 3, 64, 64).to(memory_format=torch.channels_last)
 
     def ours() -> None:

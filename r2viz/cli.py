@@ -385,7 +385,9 @@ def models(text: str, as_json: bool) -> None:
 @click.option("--resume", is_flag=True, help="Go on from the checkpoint in the folder.")
 @click.option("--overwrite", is_flag=True, help="Start anew although there is a checkpoint.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, …")
-@click.option("--precision", default="auto", show_default=True, help="auto, float32, bfloat16, float16.")
+@click.option(
+    "--precision", default="auto", show_default=True, type=click.Choice(["auto", "float32", "bfloat16", "float16"])
+)
 @click.option("--json", "as_json", is_flag=True, help="The cards as one object.")
 def train(data: str, models: str, as_json: bool, **options: Any) -> None:
     """Train networks alike: same pictures, order, crops, schedule and seed.

@@ -22,17 +22,17 @@ import torch
 from PIL import Image
 from torch import nn
 
-from r2viz import training
 from r2viz.errors import BadData, BadWeights, ModelError, OutputError, UnknownName
 from r2viz.geometry import Preprocess
 from r2viz.models.blocks import Bottleneck, Res2NetBlock
-from r2viz.models.mini import MINI, MINI_PREPROCESS
 from r2viz.models.resnet import ResNet
+from r2viz.models.zoo import ZOO
+from r2viz.training import loop as training
 from r2viz.training import train
-from r2viz.training_card import logits, multiply_adds, score
-from r2viz.training_data import Pictures, read
-from r2viz.training_recipe import Recipe, draw, make, normalised, order
-from r2viz.training_speed import fast_bfloat16, matrix_convolutions
+from r2viz.training.card import logits, multiply_adds, score
+from r2viz.training.data import Pictures, read
+from r2viz.training.recipe import Recipe, draw, make, normalised, order
+from r2viz.training.speed import fast_bfloat16, matrix_convolutions
 
 tiny = partial(ResNet, depths=(1, 1, 1, 2), widths=(4, 4, 8, 8), strides=(1, 2, 1, 1), stem="3x3", stem_width=8)
 TINY = {
@@ -197,7 +197,7 @@ def test_two_processes_share_each_batch(data: Path, tmp_path: Path) -> None:
     script.write_text(
         "import sys\n"
         "from r2viz.training import train\n"
-        "from r2viz.training_recipe import Recipe\n"
+        "from r2viz.training.recipe import Recipe\n"
         "recipe = Recipe(phases=((64, 1),), batch=16)\n"
         "train(sys.argv[1], out=sys.argv[2], recipe=recipe, device='cpu', precision='float32', progress=False)\n"
     )
@@ -256,7 +256,7 @@ def test_sigkill_while_writing_leaves_a_whole_checkpoint(tmp_path: Path) -> None
     script = (
         "import sys, torch\n"
         "from pathlib import Path\n"
-        "from r2viz.training_card import replace\n"
+        "from r2viz.training.card import replace\n"
         "for step in range(10**6):\n"
         "    state = {'step': step, 'values': torch.full((300_000,), float(step))}\n"
         "    replace(Path(sys.argv[1]), lambda new: torch.save(state, new), what='checkpoint')\n"
@@ -475,7 +475,7 @@ def test_faults_of_a_folder_are_named(tmp_path: Path) -> None:
 
 
 def test_the_mini_pair_is_a_pair() -> None:
-    res, res2 = (MINI[name](200) for name in ("resnet26_mini", "res2net26_mini"))
+    res, res2 = (ZOO[name].build() for name in ("resnet26_mini", "res2net26_mini"))
     parameters = [sum(parameter.numel() for parameter in module.parameters()) for module in (res, res2)]
     work = [multiply_adds(module, 64) for module in (res, res2)]
     assert all(1.5e6 <= count <= 2.5e6 for count in parameters)
@@ -485,7 +485,7 @@ def test_the_mini_pair_is_a_pair() -> None:
     for module in (res, res2):
         shapes: list[torch.Size] = []
         module.layer4.register_forward_hook(lambda _, __, out, shapes=shapes: shapes.append(out.shape))
-        x, _ = MINI_PREPROCESS(np.zeros((100, 80, 3), np.uint8))
+        x, _ = ZOO["resnet26_mini"].preprocess(np.zeros((100, 80, 3), np.uint8))
         assert module.eval()(x).shape == (1, 200)
         assert shapes == [(1, 640, 8, 8)]
 

@@ -28,12 +28,11 @@ from tqdm import tqdm
 
 from r2viz.errors import BadWeights, ModelError, OutputError, one_line
 from r2viz.models.blocks import Bottleneck, Res2NetBlock
-from r2viz.models.mini import MINI
 from r2viz.models.zoo import ZOO, canonical
-from r2viz.training_card import Run, logits, publish, replace, score
-from r2viz.training_data import DataSet, Pictures, read
-from r2viz.training_recipe import Recipe, draw, make, order
-from r2viz.training_speed import fast_bfloat16, keep_memory, matrix_convolutions
+from r2viz.training.card import Run, logits, publish, replace, score
+from r2viz.training.data import DataSet, Pictures, read
+from r2viz.training.recipe import Recipe, draw, make, order
+from r2viz.training.speed import fast_bfloat16, keep_memory, matrix_convolutions
 
 Build = Callable[[int], nn.Module]
 
@@ -64,7 +63,7 @@ def train(
     """Train networks alike and write weights, cards and curves into a folder.
 
     Args:
-        data: a folder that `r2viz.training_data.read` can read.
+        data: a folder that `r2viz.training.data.read` can read.
         models: names of the table, or name -> function that builds a network from its number of classes.
         out: gets `NAME.safetensors`, `NAME.json`, `NAME.md`, `classes.txt`, `curves.png`, `curves.csv`, the checkpoint
             and the decoded pictures (`cache/`).
@@ -132,8 +131,6 @@ def _builders(models: Sequence[str] | Mapping[str, Build]) -> dict[str, Build]:
         return dict(models)
 
     def of_table(name: str) -> Build:
-        if name in MINI:
-            return MINI[name]
         row = ZOO[canonical(name)]
         return lambda num_classes: row.build(num_classes=num_classes)
 

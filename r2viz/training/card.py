@@ -21,8 +21,8 @@ from torch import Tensor, nn
 
 from r2viz.errors import OutputError, one_line
 from r2viz.models.weights import file_digest
-from r2viz.training_data import DataSet, Pictures
-from r2viz.training_recipe import Recipe, normalised
+from r2viz.training.data import DataSet, Pictures
+from r2viz.training.recipe import Recipe, normalised
 from r2viz.version import __version__
 
 SCHEMA = 1
