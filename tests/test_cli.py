@@ -624,7 +624,12 @@ def test_interrupted(tmp_path: Path, pictures: Path) -> None:
         Image.fromarray(photo(70, 90, index)).save(pictures / f"{index:03}.png")
     command = [sys.executable, "-m", "r2viz", "cam", "p", "--model", "resnet50", "--weights", "random", "--batch", "1"]
     command += ["-o", "out"]
-    running = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+    def listen() -> None:  # a job in the background of a script is started deaf to Ctrl-C, and so would be its children
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+    pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    running = subprocess.Popen(command, cwd=tmp_path, preexec_fn=listen, **pipes)
     assert running.stdout is not None
     while "→" not in (line := running.stdout.readline()):
         assert line, "it ended before its first picture"
