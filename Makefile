@@ -16,14 +16,16 @@ help:
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --upgrade pip
+	@$(BIN)/python -m pip install -qq --upgrade pip
 
 $(VENV)/.runtime: requirements.txt pyproject.toml | $(BIN)/python
-	$(BIN)/python -m pip install --quiet --editable .
+	@echo "installing r2viz and its libraries into $(VENV): some minutes and GB the first time"
+	@$(BIN)/python -m pip install -qq --editable .
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.runtime
-	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	@echo "installing what the tests need"
+	@$(BIN)/python -m pip install -qq --editable '.[dev]'
 	@touch $@
 
 demo: $(VENV)/.runtime
@@ -54,7 +56,7 @@ pictures: $(VENV)/.runtime
 	$(BIN)/python docs/draw_pictures.py --pair mini
 
 bench: $(VENV)/.dev
-	$(BIN)/python -m pip install --quiet --editable '.[bench]'
+	$(BIN)/python -m pip install -qq --editable '.[bench]'
 	$(BIN)/python -m benchmarks.cam
 
 clean:
