@@ -29,7 +29,7 @@ class ClassScore:
     logit: float
 
 
-def _same(label: str) -> str:
+def label_key(label: str) -> str:
     """Equal for labels that a target policy takes for one class: case, underscores and spaces do not count."""
     return " ".join(label.replace("_", " ").split()).casefold()
 
@@ -145,7 +145,7 @@ class CamRecord:
     def shared(self) -> bool:
         """Whether two networks' maps explain one class, so that a difference between them means something."""
         # A policy that looks for a common class takes spellings for one; ImageNet's Cardigan, a dog, is no cardigan.
-        labels = {view.target.label if self.policy == "top1" else _same(view.target.label) for view in self.views}
+        labels = {view.target.label if self.policy == "top1" else label_key(view.target.label) for view in self.views}
         return len(self.views) == 2 and len(labels) == 1
 
     @property

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from r2viz.errors import BadTarget, nearest, one_line
+from r2viz.records import label_key
 
 POLICIES = ("shared", "top1", "agree")
 Vocabulary = Sequence[str]
@@ -75,10 +76,6 @@ def policy(target: str | int, vocabularies: Sequence[Vocabulary]) -> TargetPolic
     return TargetPolicy(text, tuple(_by_label(text, vocabulary) for vocabulary in vocabularies), common)
 
 
-def _key(label: str) -> str:
-    return " ".join(label.replace("_", " ").split()).casefold()
-
-
 def _common(vocabularies: Sequence[Vocabulary]) -> tuple[np.ndarray, ...]:
     first = vocabularies[0]
     if all(tuple(other) == tuple(first) for other in vocabularies[1:]):
@@ -90,7 +87,7 @@ def _common(vocabularies: Sequence[Vocabulary]) -> tuple[np.ndarray, ...]:
 
 def _unambiguous(vocabulary: Vocabulary) -> dict[str, int]:
     """Index by label, without labels that two classes share: ImageNet's Cardigan (a dog) and its cardigan."""
-    keys = [_key(label) for label in vocabulary]
+    keys = [label_key(label) for label in vocabulary]
     counts = Counter(keys)
     return {key: index for index, key in enumerate(keys) if counts[key] == 1}
 
@@ -107,16 +104,16 @@ def _by_index(index: int, vocabularies: Sequence[Vocabulary]) -> tuple[int, ...]
 
 
 def _by_label(label: str, vocabulary: Vocabulary) -> int:
-    wanted = _key(label)
+    wanted = label_key(label)
     # As written, if that is one class: only a capital tells ImageNet's Cardigan, a dog, from its cardigan.
     exact = [index for index, known in enumerate(vocabulary) if known == label]
-    matches = exact if len(exact) == 1 else [i for i, known in enumerate(vocabulary) if _key(known) == wanted]
+    matches = exact if len(exact) == 1 else [i for i, known in enumerate(vocabulary) if label_key(known) == wanted]
     if len(matches) == 1:
         return matches[0]
     shown = one_line(label, 80)
     if matches:
         raise BadTarget(f"the label {shown!r} names classes {', '.join(map(str, matches))}; give the index")
-    near = [known for known in vocabulary if wanted and wanted in _key(known)][:3]
+    near = [known for known in vocabulary if wanted and wanted in label_key(known)][:3]
     hint = f"; there are {', '.join(map(repr, near))}" if near else nearest(label, vocabulary)
     raise BadTarget(
         f"no class {shown!r} among the network's {len(vocabulary)}{hint or '; give a label of the network, an index, '}"
