@@ -43,7 +43,7 @@ def test_links_and_pictures_are_there():
 
 
 def test_options_exist():
-    known = {option for parameter in cam.params for option in parameter.opts}
+    known = {option for parameter in cam.command.params for option in parameter.opts}
     block = TEXT[TEXT.index("| you want | say |") : TEXT.index("Data goes to standard output")]
     asked = set(re.findall(r"(--[a-z]+)", block))
     assert len(asked) > 8

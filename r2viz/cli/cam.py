@@ -1,24 +1,19 @@
-"""The command line: parse, call, show. Data goes to stdout, progress and notices to stderr.
-
-Exit codes: 0 done, 1 failed, 2 usage, 3 done but some inputs were bad (`--strict` makes it 1), 130 interrupted.
-torch and matplotlib are imported inside the commands that need them, so that `r2viz --help` answers at once.
-"""
+"""`r2viz cam`: class activation maps of pictures."""
 
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import os
 import sys
-import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from r2viz.errors import BadTarget, OutputError, R2VizError, UnknownName, one_line
+from r2viz.cli.codes import DONE, FAILED, PARTLY
+from r2viz.errors import OutputError, R2VizError, one_line
 from r2viz.version import __version__
 
 if TYPE_CHECKING:
@@ -26,16 +21,8 @@ if TYPE_CHECKING:
     from r2viz.models.model import Model
     from r2viz.records import CamRecord
 
-DONE, FAILED, USAGE, PARTLY, INTERRUPTED = 0, 1, 2, 3, 130
 
-
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
-@click.version_option(__version__, package_name="r2viz")
-def cli() -> None:
-    """See and test what Res2Net looks at that ResNet does not."""
-
-
-@cli.command()
+@click.command("cam")
 @click.argument("images", nargs=-1, required=True, metavar="IMAGE...")
 @click.option("--pair", default=None, metavar="NAME", help="Two networks to compare: auto (default), imagenet, mini.")
 @click.option("--model", "models", multiple=True, metavar="NAME", help="One or two networks instead of a pair.")
@@ -77,7 +64,7 @@ def cli() -> None:
 @click.option("--overwrite", is_flag=True, help="Replace results that exist.")
 @click.option("--resume", is_flag=True, help="Skip pictures whose results exist.")
 @click.option("--strict", is_flag=True, help="Exit with 1 when any picture was bad.")
-def cam(images: tuple[str, ...], **options: Any) -> None:
+def command(images: tuple[str, ...], **options: Any) -> None:
     """Class activation maps: source | ResNet | Res2Net | difference.
 
     IMAGE is a file, a folder, a pattern or - for standard input. For each picture DIR gets NAME.cam.png, NAME.cam.npz
@@ -314,138 +301,3 @@ def _about(item: Input, error: R2VizError) -> str:
     """The message, with the picture's name where it does not begin with it (or with the end of a long one) already."""
     text = str(error)
     return text if item.error is not None or text.startswith((f"{item.shown}: ", "…")) else f"{item.shown}: {text}"
-
-
-@cli.command()
-@click.argument("record", type=click.Path())
-@click.option(
-    "-o", "--output", default=None, type=click.Path(), help="File to draw to: .png, .pdf or .svg. [beside the record]"
-)
-@click.option("--overwrite", is_flag=True, help="Replace the file.")
-def plot(record: str, output: str | None, overwrite: bool) -> None:
-    """Draw a saved record (NAME.cam.json) again, computing nothing."""
-    from r2viz.figures import figure, provenance, render
-    from r2viz.store import open_record, refuse_existing, write_set
-
-    target = Path(output) if output else Path(record).with_suffix(".png")
-    refuse_existing([target], overwrite=overwrite)
-    opened = open_record(record)
-    kind = target.suffix.lstrip(".").lower()
-    write_set({target: render(figure(opened), kind, provenance=provenance(opened))}, overwrite=overwrite)
-    click.echo(str(target))
-
-
-@cli.command()
-@click.argument("text", default="", metavar="[FILTER]")
-@click.option("--json", "as_json", is_flag=True, help="One object.")
-def models(text: str, as_json: bool) -> None:
-    """List the networks, where their weights are, and the pairs."""
-    from r2viz.models.hub import cached
-    from r2viz.models.pairs import PAIRS
-    from r2viz.models.zoo import ZOO
-
-    found: dict[str, dict[str, Any]] = {}
-    for name, row in ZOO.items():
-        if text.casefold() in f"{name} {row.title}".casefold():
-            found[name] = {
-                "title": row.title,
-                "pairs": [key for key, known in PAIRS.items() if name in known.models],
-                "weights": "package" if row.embedded else row.hub,
-                "at_hand": row.embedded is not None or cached(str(row.hub)) is not None,
-                "classes": row.classes,
-                "published_top1": row.top1,
-                "aliases": row.aliases,
-                "licence": row.licence,
-                "citation": row.citation,
-            }
-    if as_json:
-        click.echo(json.dumps(found, ensure_ascii=False, indent=1))
-    else:
-        for name, about in found.items():
-            where = "in the package" if about["weights"] == "package" else str(about["weights"])
-            click.echo(f"{name:<18} {about['title']:<18} pair {', '.join(about['pairs']) or '-':<9} {where}", nl=False)
-            click.echo("" if about["at_hand"] else " (not cached)")
-    if not found:
-        raise UnknownName(f"no model has {text!r} in its name; there are {', '.join(ZOO)}")
-
-
-@cli.command()
-@click.argument("data", type=click.Path())
-@click.option(
-    "--models",
-    default="resnet26_mini,res2net26_mini",
-    show_default=True,
-    metavar="NAMES",
-    help="Networks to train alike, by name, with commas.",
-)
-@click.option("--out", default="trained", show_default=True, type=click.Path(), help="Folder for weights and cards.")
-@click.option("--epochs", default=13, show_default=True, type=click.IntRange(1), help="Passes over the pictures.")
-@click.option("--size", default=64, show_default=True, type=click.IntRange(16), help="Side of the pictures in use.")
-@click.option("--seed", default=0, show_default=True, type=click.IntRange(0), help="Of weights, order and crops.")
-@click.option("--resume", is_flag=True, help="Go on from the checkpoint in the folder.")
-@click.option("--overwrite", is_flag=True, help="Start anew although there is a checkpoint.")
-@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, …")
-@click.option(
-    "--precision", default="auto", show_default=True, type=click.Choice(["auto", "float32", "bfloat16", "float16"])
-)
-@click.option("--json", "as_json", is_flag=True, help="The cards as one object.")
-def train(data: str, models: str, as_json: bool, **options: Any) -> None:
-    """Train networks alike: same pictures, order, crops, schedule and seed.
-
-    DATA is a folder of Parquet shards (train*.parquet, val*.parquet) or an ImageFolder (train/CLASS/*.jpg, val/…).
-    Start it under torchrun for several GPUs.
-    """
-    from r2viz.training import train as run
-
-    names = [name.strip() for name in models.split(",") if name.strip()]
-    cards = run(data, names, **options)
-    if as_json:
-        click.echo(json.dumps(cards, ensure_ascii=False, indent=1))
-        return
-    for name, card in cards.items():
-        score = card["score"]
-        click.echo(f"{name}: top-1 {score['top1']:.2%}, top-5 {score['top5']:.2%}, {card['weights']['bytes']:,} bytes")
-    if cards:
-        click.echo(f"  → {options['out']}")
-
-
-@cli.command()
-@click.option("--port", type=click.IntRange(0, 65535), default=8501, show_default=True, help="Port to listen on.")
-@click.option("--address", default="127.0.0.1", show_default=True, help="Address to listen on.")
-@click.option("--no-browser", is_flag=True, help="Do not open a browser.")
-def app(port: int, address: str, no_browser: bool) -> None:
-    """Start the app in a browser (Streamlit, on this machine only unless --address says otherwise)."""
-    from r2viz.web.server import serve
-
-    sys.exit(serve(port=port, address=address, browser=not no_browser))
-
-
-def _plain_warning(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
-    print(f"r2viz: {message}", file=sys.stderr)
-
-
-def main() -> NoReturn:
-    """The console script."""
-    warnings.showwarning = _plain_warning
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            # A file's name need not be text, nor a terminal know every letter: neither may stop the run.
-            stream.reconfigure(errors="backslashreplace")
-    try:
-        code = cli.main(standalone_mode=False)
-    except click.exceptions.Exit as signal:
-        code = signal.exit_code
-    except click.ClickException as error:
-        error.show()
-        code = USAGE if isinstance(error, click.UsageError) else error.exit_code
-    except (click.Abort, KeyboardInterrupt):
-        click.echo("r2viz: interrupted; finished results are whole and stay", err=True)
-        code = INTERRUPTED
-    except R2VizError as error:
-        click.echo(f"r2viz: {error}", err=True)
-        code = USAGE if isinstance(error, (UnknownName, BadTarget)) else FAILED
-    except BrokenPipeError:
-        # Whoever read our output has gone; there is nothing left to say, not even at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-        code = FAILED
-    sys.exit(code if isinstance(code, int) else DONE)

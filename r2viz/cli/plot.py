@@ -1,0 +1,26 @@
+"""`r2viz plot`: draw a saved record again."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+
+@click.command("plot")
+@click.argument("record", type=click.Path())
+@click.option(
+    "-o", "--output", default=None, type=click.Path(), help="File to draw to: .png, .pdf or .svg. [beside the record]"
+)
+@click.option("--overwrite", is_flag=True, help="Replace the file.")
+def command(record: str, output: str | None, overwrite: bool) -> None:
+    """Draw a saved record (NAME.cam.json) again, computing nothing."""
+    from r2viz.figures import figure, provenance, render
+    from r2viz.store import open_record, refuse_existing, write_set
+
+    target = Path(output) if output else Path(record).with_suffix(".png")
+    refuse_existing([target], overwrite=overwrite)
+    opened = open_record(record)
+    kind = target.suffix.lstrip(".").lower()
+    write_set({target: render(figure(opened), kind, provenance=provenance(opened))}, overwrite=overwrite)
+    click.echo(str(target))
