@@ -1,15 +1,13 @@
-"""From a network to the grids of its feature maps: `torch.fx` tells which operation follows which."""
+"""From a network's graph to the grids of its feature maps."""
 
 from __future__ import annotations
 
-import contextlib
-import threading
 import weakref
-from collections.abc import Callable
 from typing import Any
 
 from torch import fx, nn
 
+from r2viz.graph import trace
 from r2viz.receptive.theory import Grid
 
 # What leaves every unit where it is. Anything in neither this list nor `_window` has no known grid.
@@ -63,37 +61,6 @@ _POINTWISE_FUNCTIONS = {
 _EVERYWHERE = Grid((0.0, 0.0), (0.0, 0.0))
 
 _cache: weakref.WeakKeyDictionary[nn.Module, dict[str, Grid | None]] = weakref.WeakKeyDictionary()
-_tracing = threading.Lock()
-
-
-class _Tracer(fx.Tracer):
-    """Notes, for every module, the nodes that go in and come out: also for containers, which leave no node."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.inputs: dict[str, fx.Node] = {}
-        self.outputs: dict[str, fx.Node] = {}
-        self.owner = threading.get_ident()
-
-    def call_module(
-        self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> Any:
-        if threading.get_ident() != self.owner:
-            # While fx traces, it stands in for the calls of *all* modules, also of a forward pass in another thread.
-            return forward(*args, **kwargs)
-        path = self.path_of_module(m)
-        # Not `forward`, which would run the hooks of a user's container on symbolic values.
-        out = super().call_module(m, m.forward, args, kwargs)
-        if args and isinstance(args[0], fx.Proxy):
-            self.inputs[path] = args[0].node
-        if isinstance(out, fx.Proxy):
-            self.outputs[path] = out.node
-        return out
-
-    def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
-        if threading.get_ident() != self.owner:
-            return attr_val  # likewise: another thread's convolution must get its weight, not a stand-in
-        return super().getattr(attr, attr_val, parameter_proxy_cache)
 
 
 def grids(module: nn.Module) -> dict[str, Grid | None]:
@@ -103,23 +70,18 @@ def grids(module: nn.Module) -> dict[str, Grid | None]:
     Where `torch.fx` cannot follow a network any further (say, a branch on values), the modules from there on are not
     in the dict. Safe from several threads.
     """
-    with _tracing:  # two tracings at once would undo each other's stand-ins in the wrong order
-        if module not in _cache:
-            _cache[module] = _trace(module)
-        return _cache[module]
+    if module not in _cache:
+        _cache[module] = _placed(module)
+    return _cache[module]
 
 
-def _trace(module: nn.Module) -> dict[str, Grid | None]:
-    tracer = _Tracer()
-    # Whatever a user's forward does under symbolic values means "cannot be followed"; what came before still stands.
-    with contextlib.suppress(Exception):
-        tracer.trace(module)
-    graph = getattr(tracer, "graph", None)
-    if graph is None:
+def _placed(module: nn.Module) -> dict[str, Grid | None]:
+    traced = trace(module)
+    if traced.graph is None:
         return {}
     found: dict[fx.Node, Grid | None] = {}
     placeholders = 0
-    for node in graph.nodes:
+    for node in traced.graph.nodes:
         if node.op == "placeholder":
             found[node] = Grid() if placeholders == 0 else None
             placeholders += 1
@@ -128,8 +90,8 @@ def _trace(module: nn.Module) -> dict[str, Grid | None]:
         else:
             grid = _meeting([found[source] for source in node.all_input_nodes])
             found[node] = grid if grid is None or grid is _EVERYWHERE else _after(node, grid, module)
-    result = {path: found.get(node) for path, node in tracer.outputs.items()}
-    result |= {f"{path}_in": found.get(node) for path, node in tracer.inputs.items()}
+    result = {path: found.get(node) for path, node in traced.outputs.items()}
+    result |= {f"{path}_in": found.get(node) for path, node in traced.inputs.items()}
     return {path: None if grid is _EVERYWHERE else grid for path, grid in result.items()}
 
 

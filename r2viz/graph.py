@@ -1,0 +1,151 @@
+"""A network as a graph: traced once by `torch.fx`, asked what follows what, and cut in two at a tap."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import weakref
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, fx, nn
+
+from r2viz.taps import Point
+
+_cache: weakref.WeakKeyDictionary[nn.Module, Trace] = weakref.WeakKeyDictionary()
+_tracing = threading.Lock()
+
+
+@dataclass(frozen=True, eq=False)
+class Trace:
+    """What could be followed of a network's forward pass.
+
+    Attributes:
+        graph: the operations; None where not even the first could be followed.
+        inputs: by module name, the node that goes into it; containers, which leave no node of their own, included.
+        outputs: by module name, the node that comes out of it.
+        whole: whether the network was followed to its end.
+    """
+
+    graph: fx.Graph | None
+    inputs: dict[str, fx.Node]
+    outputs: dict[str, fx.Node]
+    whole: bool
+
+
+class _Tracer(fx.Tracer):
+    """Notes, for every module, the nodes that go in and come out: also for containers, which leave no node."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inputs: dict[str, fx.Node] = {}
+        self.outputs: dict[str, fx.Node] = {}
+        self.owner = threading.get_ident()
+
+    def call_module(
+        self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        if threading.get_ident() != self.owner:
+            # While fx traces, it stands in for the calls of *all* modules, also of a forward pass in another thread.
+            return forward(*args, **kwargs)
+        path = self.path_of_module(m)
+        # Not `forward`, which would run the hooks of a user's container on symbolic values.
+        out = super().call_module(m, m.forward, args, kwargs)
+        if args and isinstance(args[0], fx.Proxy):
+            self.inputs[path] = args[0].node
+        if isinstance(out, fx.Proxy):
+            self.outputs[path] = out.node
+        return out
+
+    def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
+        if threading.get_ident() != self.owner:
+            return attr_val  # likewise: another thread's convolution must get its weight, not a stand-in
+        return super().getattr(attr, attr_val, parameter_proxy_cache)
+
+
+def trace(module: nn.Module) -> Trace:
+    """Follow `module`'s forward pass with symbolic values. Cached for as long as the module lives; thread-safe."""
+    with _tracing:  # two tracings at once would undo each other's stand-ins in the wrong order
+        if module not in _cache:
+            tracer, whole = _Tracer(), False
+            # Whatever a user's forward does under symbolic values means "cannot be followed"; what came before stands.
+            with contextlib.suppress(Exception):
+                tracer.trace(module)
+                whole = True
+            _cache[module] = Trace(getattr(tracer, "graph", None), tracer.inputs, tracer.outputs, whole)
+        return _cache[module]
+
+
+@dataclass(frozen=True, eq=False)
+class Halves:
+    """A network cut at one point: `suffix(*prefix(batch))` is `module(batch)`.
+
+    Attributes:
+        prefix: batch -> the tensors that cross the cut; the first is the one at the point, whole where the point
+            names one split of it.
+        suffix: these tensors -> the network's output.
+
+    Both share the network's parameters and buffers. In-place operations of the network stay in place: whoever calls
+    the suffix twice gives it copies.
+    """
+
+    prefix: Callable[[Tensor], tuple[Tensor, ...]]
+    suffix: Callable[..., Any]
+
+
+def cut(module: nn.Module, where: Point) -> Halves | None:
+    """`module` cut at `where`, or None where `torch.fx` cannot follow it, or nothing after the point depends on it."""
+    traced = trace(module)
+    found = (traced.inputs if where.into else traced.outputs).get(where.path)
+    if found is None or traced.graph is None or not traced.whole:
+        return None
+    # What goes into a module may be used elsewhere as well (a shortcut): only the module's own use is replaced.
+    after: set[fx.Node] = set()
+    for node in traced.graph.nodes:
+        direct = found in node.all_input_nodes and (not where.into or _inside(node, where.path))
+        if direct or any(source in after for source in node.all_input_nodes):
+            after.add(node)
+    (end,) = (node for node in traced.graph.nodes if node.op == "output")
+    if end not in after:
+        return None
+    kept = [node for node in traced.graph.nodes if node not in after]
+    crossing = [found]
+    for node in after:
+        crossing += [source for source in node.all_input_nodes if source not in after and source not in crossing]
+    crossing = [found] + [node for node in kept if node in crossing[1:] and node.op != "get_attr"]
+    if where.into and any(found in node.all_input_nodes and not _inside(node, where.path) for node in after):
+        crossing.append(found)  # the shortcut's copy, which is not replaced
+    return Halves(_first(module, kept, crossing), _second(module, traced.graph, after, crossing, where))
+
+
+def _inside(node: fx.Node, path: str) -> bool:
+    stack = node.meta.get("nn_module_stack") or {}
+    return (node.op == "call_module" and str(node.target) == path) or path in stack
+
+
+def _first(module: nn.Module, kept: Sequence[fx.Node], crossing: Sequence[fx.Node]) -> Any:
+    graph = fx.Graph()
+    twin: dict[fx.Node, fx.Node] = {}
+    for node in kept:
+        twin[node] = graph.node_copy(node, lambda source: twin[source])
+    graph.output(tuple(twin[node] for node in crossing))
+    return fx.GraphModule(module, graph)
+
+
+def _second(module: nn.Module, whole: fx.Graph, after: set[fx.Node], crossing: Sequence[fx.Node], where: Point) -> Any:
+    graph = fx.Graph()
+    given = [graph.placeholder(f"crossing{number}") for number in range(len(crossing))]
+    twin = dict(reversed(list(zip(crossing, given, strict=True))))
+    untouched = given[-1] if crossing[-1] is crossing[0] and len(crossing) > 1 else given[0]
+    for node in whole.nodes:
+        if node.op == "get_attr" and node not in after:
+            twin[node] = graph.node_copy(node)
+        elif node in after:
+
+            def at(source: fx.Node, node: fx.Node = node) -> fx.Node:
+                outside = where.into and source is crossing[0] and not _inside(node, where.path)
+                return untouched if outside else twin[source]
+
+            twin[node] = graph.node_copy(node, at)
+    return fx.GraphModule(module, graph)
