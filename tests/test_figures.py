@@ -13,16 +13,17 @@ from typing import Any
 
 import numpy as np
 import pytest
+from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import Image
 from tiny import network, pair, photo
 
-from r2viz import figures
 from r2viz.coverage import box_region, mask_region
 from r2viz.errors import OutputError
 from r2viz.explain import explain
 from r2viz.figures import draw_difference, draw_map, figure, grid, html, provenance, render
+from r2viz.figures.overlay import MAP_COLOURS
 from r2viz.image import decode
 from r2viz.records import CamRecord
 
@@ -155,9 +156,9 @@ def test_overlay_is_strongest_where_the_map_is(record: CamRecord) -> None:
     corner = one.views[0].geometry.seen[:2]
     laid = one.views[0].on_source("layer4")
     bright = np.unravel_index(np.nanargmax(laid), laid.shape)
-    last = np.array(figures.colormaps[figures.MAP_COLOURS](1.0)[:3])
+    last = np.array(colormaps[MAP_COLOURS](1.0)[:3])
     np.testing.assert_allclose(first[bright], 0.72 * 255 * last + 0.28 * _grey(one)[bright], atol=1.5)
-    none = np.array(figures.colormaps[figures.MAP_COLOURS](0.0)[:3])
+    none = np.array(colormaps[MAP_COLOURS](0.0)[:3])
     np.testing.assert_allclose(first[corner], 0.30 * 255 * none + 0.70 * _grey(one)[corner], atol=1.5)
     assert min(bright) > 30  # unit (1, 1) sits in the middle of the input, at 32 of 64
 

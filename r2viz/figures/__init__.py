@@ -1,0 +1,11 @@
+"""Records drawn with matplotlib's object interface: no pyplot, no global state, no rescaling that is not said.
+
+Every overlay shows a map divided by its own maximum; the signed difference is drawn between unit-mass maps on a
+symmetric scale. Equal records give equal bytes.
+"""
+
+from r2viz.figures.cam import draw_difference, draw_map, draw_source, figure, html, provenance
+from r2viz.figures.canvas import render
+from r2viz.figures.grid import grid
+
+__all__ = ["draw_difference", "draw_map", "draw_source", "figure", "grid", "html", "provenance", "render"]
