@@ -67,7 +67,7 @@ def shapes(module: nn.Module) -> dict[str, tuple[int, ...]]:
     return {key: tuple(tensor.shape) for key, tensor in module.state_dict().items()}
 
 
-def same_logits(ours: nn.Module, theirs: nn.Module) -> None:
+def same_logits(ours: nn.Module, theirs: nn.Module, *, size: int = SIZE) -> None:
     """Both on the meta device: they take the same tensors, so that the weights exist once."""
     state: dict[str, Tensor] = {}
     generator = torch.Generator().manual_seed(7)
@@ -91,7 +91,7 @@ def same_logits(ours: nn.Module, theirs: nn.Module) -> None:
     for module in (ours, theirs):
         module.load_state_dict(state, strict=True, assign=True)
         module.eval()
-    batch = torch.randn((1, 3, SIZE, SIZE), generator=generator)
+    batch = torch.randn((1, 3, size, size), generator=generator)
     with torch.inference_mode():
         one, other = ours(batch), theirs(batch)
     assert one.std() > 0.01
@@ -310,8 +310,8 @@ def test_small_stem_widths_strides() -> None:
     ("options", "message"),
     [
         ({"stem": "9x9"}, "no stem '9x9'; there are '7x7', '3x3' and 'deep'"),
-        ({"depths": (1, 1, 1)}, "need four values"),
-        ({"dilate": (False,)}, "and dilate three"),
+        ({"depths": (1, 1, 1)}, "one value per stage, and dilate one less; 3, 4, 4 and 2 came"),
+        ({"dilate": (False,)}, "4, 4, 4 and 1 came"),
         ({"scale": 0}, "scale is 0; a block needs at least one group"),
         ({"shortcut": "avg"}, "no shortcut 'avg'; there are 'conv' and 'avgpool'"),
         ({"widths": (2, 4, 8, 16), "base_width": 26}, "with 2 planes and base width 26 a group has no channel"),

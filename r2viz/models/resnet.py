@@ -1,4 +1,4 @@
-"""One assembly for every residual network here: a block, four stages, a stem and a head."""
+"""One assembly for every residual network here: a block, stages of it, a stem and a head."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 import torchvision
-from torch import nn
+from torch import Tensor, nn
 
+from r2viz.models import attention as attentions
 from r2viz.models.blocks import Attention, Bottleneck, NormLayer, Res2NetBlock
 
 Stem = Literal["7x7", "3x3", "deep"]
@@ -15,13 +16,13 @@ Shortcut = Literal["conv", "avgpool"]
 
 
 class ResNet(torchvision.models.ResNet):
-    """torchvision's ResNet with what it hard-codes made into arguments; its `forward` and its key names are kept.
+    """torchvision's ResNet with what it hard-codes made into arguments; its way of going and its key names are kept.
 
     Maps `(N, 3, H, W)` to logits `(N, num_classes)`.
 
     Args:
         block: `Bottleneck` or `Res2NetBlock`; `block_args` (say `scale=4`) go to it.
-        depths: blocks per stage.
+        depths: blocks per stage; there are as many stages as numbers here.
         widths: planes per stage; a stage's output has four times as many channels.
         strides: stride of each stage.
         stem: `"7x7"` (He 2016), `"3x3"` (one convolution, for small pictures), or `"deep"` (three 3x3, v1b's).
@@ -31,9 +32,9 @@ class ResNet(torchvision.models.ResNet):
         shortcut: `"conv"` (strided 1x1) or `"avgpool"` (average pooling, then 1x1; v1b's).
         groups: cardinality of the 3x3 convolutions.
         base_width: channels per group and 64 planes.
-        dilate: for stages 2-4, whether dilation stands in for the stride (as in torchvision, the first block of
-            such a stage still has the previous dilation).
-        attention: channels -> module placed after each block's last normalisation (squeeze-and-excitation).
+        dilate: for each stage but the first, whether dilation stands in for the stride (as in torchvision, the first
+            block of such a stage still has the previous dilation); None dilates nowhere.
+        attention: `"se"` (squeeze-and-excitation), or channels -> module, placed after each block's last normalisation.
         norm_layer: channels -> normalisation.
 
     Weights start as in torchvision, with no zero initialisation of the last normalisation: a zeroed branch would
@@ -55,21 +56,28 @@ class ResNet(torchvision.models.ResNet):
         shortcut: Shortcut = "conv",
         groups: int = 1,
         base_width: int = 64,
-        dilate: Sequence[bool] = (False, False, False),
-        attention: Attention | None = None,
+        dilate: Sequence[bool] | None = None,
+        attention: Attention | str | None = None,
         norm_layer: NormLayer = nn.BatchNorm2d,
         **block_args: Any,
     ) -> None:
         nn.Module.__init__(self)  # torchvision's own __init__ is what these arguments replace
-        if not len(depths) == len(widths) == len(strides) == len(dilate) + 1 == 4:
-            raise ValueError("depths, widths and strides need four values, one per stage, and dilate three")
+        dilate = [False] * (len(depths) - 1) if dilate is None else dilate
+        if not len(depths) == len(widths) == len(strides) == len(dilate) + 1 > 1:
+            raise ValueError(
+                "depths, widths and strides need one value per stage, and dilate one less; "
+                f"{len(depths)}, {len(widths)}, {len(strides)} and {len(dilate)} came"
+            )
+        if isinstance(attention, str):
+            attention = attentions.attention(attention)
         self.conv1 = _stem(stem, stem_width, stem_stride, norm_layer)
         self.bn1 = norm_layer(stem_width)
         self.relu = nn.ReLU(inplace=True)
         self.maxpool = nn.MaxPool2d(3, 2, 1) if pool else nn.Identity()
 
         channels, dilation = stem_width, 1
-        for stage in range(4):
+        self.stages = tuple(f"layer{stage + 1}" for stage in range(len(depths)))
+        for stage, name in enumerate(self.stages):
             stride, previous_dilation = strides[stage], dilation
             if stage > 0 and dilate[stage - 1]:
                 dilation *= stride
@@ -95,13 +103,20 @@ class ResNet(torchvision.models.ResNet):
                     )
                 )
                 channels = outplanes
-            self.add_module(f"layer{stage + 1}", nn.Sequential(*blocks))
+            self.add_module(name, nn.Sequential(*blocks))
         self.avgpool = nn.AdaptiveAvgPool2d((1, 1))
         self.fc = nn.Linear(channels, num_classes)
 
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+
+    def _forward_impl(self, x: Tensor) -> Tensor:
+        # torchvision's names its four stages one by one; CIFAR's networks have three.
+        x = self.maxpool(self.relu(self.bn1(self.conv1(x))))
+        for name in self.stages:
+            x = self.get_submodule(name)(x)
+        return self.fc(self.avgpool(x).flatten(1))
 
 
 def _stem(kind: Stem, width: int, stride: int, norm_layer: NormLayer) -> nn.Module:
