@@ -2,108 +2,256 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from r2viz.errors import UnknownName, nearest
 from r2viz.geometry import Preprocess
+from r2viz.models.row import Published, Row
 
-if TYPE_CHECKING:
-    from torch import nn
+# --- What rows share -------------------------------------------------------------------------------------------------
 
+_HE = "He et al. 2016, arXiv 1512.03385"
+_XIE = "Xie et al. 2017, arXiv 1611.05431"
+_GAO = "Gao et al. 2021, arXiv 1904.01169"
 
-@dataclass(frozen=True)
-class Row:
-    """A network: how it is built, where its weights are, how those want their pictures, where it comes from.
+_IMAGENET: dict[str, Any] = {"preprocess": Preprocess(resize=256, crop=(224, 224)), "classes": "imagenet"}
+# torchvision's first weights: the paper's baselines. The later ones were trained by another recipe.
+_RESNET: dict[str, Any] = {
+    "factory": "r2viz.models.resnet:resnet",
+    "citation": _HE,
+    "licence": "BSD-3-Clause (torchvision)",
+    **_IMAGENET,
+}
+_RES2NET: dict[str, Any] = {
+    "factory": "r2viz.models.resnet:res2net",
+    "citation": _GAO,
+    "licence": "the authors' weights are for non-commercial use (CC BY-NC-SA)",
+    **_IMAGENET,
+}
+_UNTRAINED = "no weights were published"
+_50, _101, _152 = (3, 4, 6, 3), (3, 4, 23, 3), (3, 8, 36, 3)
+_V1B = {"stem": "deep", "shortcut": "avgpool"}  # the stem of three 3x3, and pooling in the shortcut
 
-    Attributes:
-        title: what a figure calls it.
-        factory: `module:function` that builds it from `arguments` and `num_classes`.
-        hub: repository of its public weights, or None.
-        embedded: file of its weights in the package, or None.
-        classes: the vocabulary of those weights.
-        top1: the paper's ImageNet accuracy in percent.
-    """
-
-    title: str
-    factory: str
-    preprocess: Preprocess
-    classes: str
-    citation: str
-    licence: str
-    arguments: Mapping[str, Any] = field(default_factory=dict)
-    hub: str | None = None
-    embedded: str | None = None
-    aliases: tuple[str, ...] = ()
-    top1: float | None = None
-
-    def build(self, **more: Any) -> nn.Module:
-        """The network with fresh weights; `more` (say `num_classes`) goes over the row's arguments."""
-        room, _, function = self.factory.partition(":")
-        return getattr(import_module(room), function)(**{**self.arguments, **more})
-
-
-_IMAGENET = Preprocess(resize=256, crop=(224, 224))
 # The mini pair: for 64x64 pictures, small enough to be trained alike on two cores, 8x8 maps from layer2 on (total
 # stride 8). Early stages are narrow because there memory sets the pace. With 26 channels per 64 planes and four groups
 # the Res2Net has 99.4 % of the ResNet's parameters and 99.5 % of its multiply-adds, the rule by which the paper
 # matches its own pairs. The first block of a stage does not cascade, so four of its eight blocks do.
 _MINI = {"depths": (2, 2, 2, 2), "widths": (16, 48, 96, 160), "strides": (1, 2, 1, 1), "stem": "3x3", "stem_width": 24}
-_SMALL = Preprocess(resize=64, crop=(64, 64))
-_OURS = "Apache-2.0, like r2viz; trained on Tiny-ImageNet, whose pictures are for research use"
-_HE = "He et al. 2016, arXiv 1512.03385"
-_GAO = "Gao et al. 2021, arXiv 1904.01169"
-_RESNET, _RES2NET = "r2viz.models.resnet:resnet", "r2viz.models.resnet:res2net"
+_SMALL: dict[str, Any] = {
+    "preprocess": Preprocess(resize=64, crop=(64, 64)),
+    "classes": "tiny-imagenet",
+    "licence": "Apache-2.0, like r2viz; trained on Tiny-ImageNet, whose pictures are for research use",
+}
+
+# --- The table -------------------------------------------------------------------------------------------------------
 
 ZOO: dict[str, Row] = {
     "resnet50": Row(
         title="ResNet-50",
-        factory=_RESNET,
-        arguments={"depths": (3, 4, 6, 3)},
-        # torchvision's first weights: the paper's baseline. The later ones were trained by another recipe.
+        arguments={"depths": _50},
+        params=25_557_032,
+        macs=4_089_184_256,
+        oracle="torchvision:resnet50",
         hub="timm/resnet50.tv_in1k",
-        preprocess=_IMAGENET,
-        classes="imagenet",
-        citation=_HE,
-        licence="BSD-3-Clause (torchvision)",
         aliases=("resnet50.tv_in1k",),
-        top1=76.15,
+        published=(Published("T1", "ResNet-50", 76.15, 92.87), Published("T3", "ResNet-50 (64w)", 76.15, 92.87)),
+        measured_top1=76.156,
+        **_RESNET,
+    ),
+    "resnet101": Row(
+        title="ResNet-101",
+        arguments={"depths": _101},
+        params=44_549_160,
+        macs=7_801_405_440,
+        oracle="torchvision:resnet101",
+        hub="timm/resnet101.tv_in1k",
+        aliases=("resnet101.tv_in1k",),
+        published=(Published("T2", "ResNet-101", 77.37, 93.56),),
+        measured_top1=77.404,
+        **_RESNET,
+    ),
+    "resnet152": Row(
+        title="ResNet-152",
+        arguments={"depths": _152},
+        params=60_192_808,
+        macs=11_513_626_624,
+        oracle="torchvision:resnet152",
+        hub="timm/resnet152.tv_in1k",
+        aliases=("resnet152.tv_in1k",),
+        **_RESNET,
+    ),
+    "resnext50_32x4d": Row(
+        title="ResNeXt-50 32x4d",
+        arguments={"depths": _50, "groups": 32, "base_width": 4},
+        params=25_028_904,
+        macs=4_230_479_872,
+        oracle="torchvision:resnext50_32x4d",
+        hub="timm/resnext50_32x4d.tv_in1k",
+        aliases=("resnext50", "resnext50_32x4d.tv_in1k"),
+        published=(Published("T1", "ResNeXt-50", 77.39, 93.50),),
+        measured_top1=77.632,
+        **(_RESNET | {"citation": _XIE}),
     ),
     "res2net50_26w_4s": Row(
         title="Res2Net-50 26w-4s",
-        factory=_RES2NET,
-        arguments={"depths": (3, 4, 6, 3), "base_width": 26, "scale": 4},
+        arguments={"depths": _50, "base_width": 26, "scale": 4},
+        params=25_699_120,
+        macs=4_255_166_464,
+        oracle="timm:res2net50_26w_4s",
         hub="timm/res2net50_26w_4s.in1k",
-        preprocess=_IMAGENET,
-        classes="imagenet",
-        citation=_GAO,
-        licence="the authors' weights are for non-commercial use (CC BY-NC-SA)",
         aliases=("res2net50", "res2net50_26w_4s.in1k"),
-        top1=77.99,
+        published=(Published("T1", "Res2Net-50", 77.99, 93.85), Published("T3", "Res2Net-50-26w-4s", 77.99, 93.85)),
+        measured_top1=77.994,
+        **_RES2NET,
+    ),
+    "res2net50_48w_2s": Row(
+        title="Res2Net-50 48w-2s",
+        arguments={"depths": _50, "base_width": 48, "scale": 2},
+        params=25_287_304,
+        macs=4_159_832_064,
+        oracle="timm:res2net50_48w_2s",
+        hub="timm/res2net50_48w_2s.in1k",
+        aliases=("res2net50_48w_2s.in1k",),
+        published=(Published("T3", "Res2Net-50-48w-2s", 77.32, 93.53),),
+        measured_top1=77.528,
+        **_RES2NET,
+    ),
+    "res2net50_14w_8s": Row(
+        title="Res2Net-50 14w-8s",
+        arguments={"depths": _50, "base_width": 14, "scale": 8},
+        params=25_059_816,
+        macs=4_178_898_944,
+        oracle="timm:res2net50_14w_8s",
+        hub="timm/res2net50_14w_8s.in1k",
+        aliases=("res2net50_14w_8s.in1k",),
+        published=(Published("T3", "Res2Net-50-14w-8s", 78.14, 93.86),),
+        measured_top1=78.142,
+        **_RES2NET,
+    ),
+    "res2net50_26w_6s": Row(
+        title="Res2Net-50 26w-6s",
+        arguments={"depths": _50, "base_width": 26, "scale": 6},
+        params=37_051_448,
+        macs=6_295_523_328,
+        oracle="timm:res2net50_26w_6s",
+        hub="timm/res2net50_26w_6s.in1k",
+        aliases=("res2net50_26w_6s.in1k",),
+        published=(Published("T3", "Res2Net-50-26w-6s", 78.58, 94.13),),
+        measured_top1=78.586,
+        **_RES2NET,
+    ),
+    "res2net50_26w_8s": Row(
+        title="Res2Net-50 26w-8s",
+        arguments={"depths": _50, "base_width": 26, "scale": 8},
+        params=48_403_776,
+        macs=8_335_880_192,
+        oracle="timm:res2net50_26w_8s",
+        hub="timm/res2net50_26w_8s.in1k",
+        aliases=("res2net50_26w_8s.in1k",),
+        published=(Published("T3", "Res2Net-50-26w-8s", 79.20, 94.37),),
+        measured_top1=78.950,
+        note="the published weights measure 78.95, a quarter of a percent below the paper's table",
+        **_RES2NET,
+    ),
+    "res2net50_18w_4s": Row(
+        title="Res2Net-50 18w-4s",
+        arguments={"depths": _50, "base_width": 18, "scale": 4},
+        params=18_095_104,
+        macs=2_898_407_424,
+        published=(Published("T3", "Res2Net-50-18w-4s", 77.08, 93.33),),
+        note=_UNTRAINED,
+        **_RES2NET,
+    ),
+    "res2net50_18w_6s": Row(
+        title="Res2Net-50 18w-6s",
+        arguments={"depths": _50, "base_width": 18, "scale": 6},
+        params=25_158_664,
+        macs=4_180_905_984,
+        note=f"in the paper's tables of segmentation only; {_UNTRAINED}",
+        **_RES2NET,
+    ),
+    "res2net101_26w_4s": Row(
+        title="Res2Net-101 26w-4s",
+        arguments={"depths": _101, "base_width": 26, "scale": 4},
+        params=45_206_688,
+        macs=8_066_974_464,
+        oracle="timm:res2net101_26w_4s",
+        hub="timm/res2net101_26w_4s.in1k",
+        aliases=("res2net101", "res2net101_26w_4s.in1k"),
+        published=(Published("T2", "Res2Net-101", 79.19, 94.43),),
+        measured_top1=79.192,
+        **_RES2NET,
+    ),
+    "res2net152_26w_4s": Row(
+        title="Res2Net-152 26w-4s",
+        arguments={"depths": _152, "base_width": 26, "scale": 4},
+        params=61_275_248,
+        macs=11_878_782_464,
+        aliases=("res2net152",),
+        note=f"in the authors' code, in no table of the paper; {_UNTRAINED}",
+        **_RES2NET,
+    ),
+    "res2next50": Row(
+        title="Res2NeXt-50 4w-4s-8c",
+        arguments={"depths": _50, "base_width": 4, "scale": 4, "groups": 8},
+        params=24_671_464,
+        macs=4_172_677_120,
+        oracle="timm:res2next50",
+        hub="timm/res2next50.in1k",
+        aliases=("res2next50_4s", "res2next50.in1k"),
+        published=(Published("T1", "Res2NeXt-50", 78.24, 93.91),),
+        measured_top1=78.238,
+        **_RES2NET,
+    ),
+    "res2net50_v1b_26w_4s": Row(
+        title="Res2Net-50 v1b",
+        arguments={"depths": _50, "base_width": 26, "scale": 4, **_V1B},
+        params=25_718_352,
+        macs=4_494_807_040,
+        oracle="timm:res2net50d",
+        hub="timm/res2net50d.in1k",
+        aliases=("res2net50_v1b", "res2net50d", "res2net50d.in1k"),
+        published=(Published("T1", "Res2Net-v1b-50", 80.27, 95.04),),
+        measured_top1=80.280,
+        **_RES2NET,
+    ),
+    "res2net101_v1b_26w_4s": Row(
+        title="Res2Net-101 v1b",
+        arguments={"depths": _101, "base_width": 26, "scale": 4, **_V1B},
+        params=45_225_920,
+        macs=8_306_615_040,
+        oracle="timm:res2net101d",
+        hub="timm/res2net101d.in1k",
+        aliases=("res2net101_v1b", "res2net101d", "res2net101d.in1k"),
+        published=(Published("T1", "Res2Net-v1b-101", 81.23, 95.36),),
+        measured_top1=81.236,
+        **_RES2NET,
     ),
     "resnet26_mini": Row(
         title="ResNet-26 mini",
-        factory=_RESNET,
+        factory="r2viz.models.resnet:resnet",
         arguments={**_MINI, "num_classes": 200},
+        params=1_677_056,
+        macs=101_651_456,
         embedded="resnet26_mini.safetensors",
-        preprocess=_SMALL,
-        classes="tiny-imagenet",
         citation=_HE,
-        licence=_OURS,
+        **_SMALL,
     ),
     "res2net26_mini": Row(
         title="Res2Net-26 mini",
-        factory=_RES2NET,
+        factory="r2viz.models.resnet:res2net",
         arguments={**_MINI, "num_classes": 200, "base_width": 26, "scale": 4},
+        params=1_667_750,
+        macs=101_152_896,
         embedded="res2net26_mini.safetensors",
-        preprocess=_SMALL,
-        classes="tiny-imagenet",
         citation=_GAO,
-        licence=_OURS,
+        **_SMALL,
     ),
 }
+
+# --- Names -----------------------------------------------------------------------------------------------------------
+
+_NAMES = {name: key for key, known in ZOO.items() for name in (key, *known.aliases)}
 
 
 def canonical(name: str) -> str:
@@ -112,7 +260,17 @@ def canonical(name: str) -> str:
     Raises:
         UnknownName: no such network; the message suggests the nearest.
     """
-    known = {alias: key for key, row in ZOO.items() for alias in (key, *row.aliases)}
-    if name in known:
-        return known[name]
-    raise UnknownName(f"no model {name!r}{nearest(name, known)}; there are {', '.join(ZOO)}", code="unknown_name.model")
+    if name in _NAMES:
+        return _NAMES[name]
+    raise UnknownName(
+        f"no model {name!r}{nearest(name, _NAMES)}; `r2viz models` lists all {len(ZOO)}", code="unknown_name.model"
+    )
+
+
+def row(name: str) -> Row:
+    """What is known of the network called `name`, a name of the table or an alias.
+
+    Raises:
+        UnknownName: no such network; the message suggests the nearest.
+    """
+    return ZOO[canonical(name)]
