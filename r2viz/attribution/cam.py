@@ -3,52 +3,130 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from r2viz.attribution.methods import METHODS, Method
-from r2viz.errors import BadTarget, ModelError, TapError, UnknownName, nearest, one_line
+from r2viz.attribution.methods import method_named
+from r2viz.attribution.rerun import Progress, Rerun, silent
+from r2viz.attribution.scores import Score, Targets, score_of
+from r2viz.errors import BadTarget, ModelError, TapError, UnknownName
 from r2viz.taps import Point, device_of, frozen, lock, point, tap, unwrapped
 
-Targets = int | Sequence[int] | Tensor | None
+PIXELS = "input"
+"""The layer that maps of input pixels are filed under."""
 
 
 @dataclass(frozen=True, eq=False)
 class Pass:
-    """A finished forward pass that gradients can still be asked of. The network itself is free again.
+    """A finished forward pass that maps can still be asked of. The network itself is free again.
 
     Attributes:
-        logits: `(N, classes)`.
+        module: the network.
+        batch: what it saw, `(N, 3, H, W)`.
+        output: what it gave; `(N, classes)` of a classifier.
         activations: `{layer: (N, C, h, w)}`, whole tensors also where a layer names one split of them.
         points: the parsed layer names.
     """
 
-    logits: Tensor
+    module: nn.Module
+    batch: Tensor
+    output: Any
     activations: dict[str, Tensor]
     points: dict[str, Point]
+    _reruns: dict[str, dict[str, Any]] = field(default_factory=dict)
 
-    def maps(self, targets: Targets, *, method: str = "gradcam") -> dict[str, Tensor]:
-        """Signed maps `{layer: (N, h, w)}`, float32, of the given classes. The graph is used up."""
-        function = method_named(method).function
-        layers = list(self.points)
-        wanted = {id(self.activations[layer]): self.activations[layer] for layer in layers}
+    @property
+    def logits(self) -> Tensor:
+        """`(N, classes)`.
+
+        Raises:
+            ModelError: the network is no classifier.
+        """
+        if not isinstance(self.output, Tensor) or self.output.ndim != 2 or len(self.output) != len(self.batch):
+            came = tuple(self.output.shape) if isinstance(self.output, Tensor) else type(self.output).__name__
+            raise ModelError(
+                f"the network gave {came}, but a classifier's output ({len(self.batch)}, classes) was expected"
+            )
+        return self.output
+
+    def maps(
+        self,
+        targets: Targets,
+        *,
+        method: str = "gradcam",
+        keep: bool = False,
+        seed: int = 0,
+        channels: int | None = None,
+        progress: Progress = silent,
+    ) -> dict[str, Tensor]:
+        """Signed maps `{layer: (N, h, w)}`, float32, of the given targets.
+
+        Args:
+            targets: see `r2viz.attribution.scores.Targets`.
+            method: a name in `METHODS`. A method of pixels gives one map, `{"input": (N, H, W)}`.
+            keep: whether more maps will be asked of this pass; without, its graph is used up.
+            seed: of methods that draw.
+            channels: of methods that perturb channel by channel: only so many, the most varying ones.
+            progress: told `(done, total)` by methods that run the network many times.
+        """
+        row = method_named(method)
+        if not callable(targets):
+            _ = self.logits
+        score = score_of(targets, self.output)
+        points = self.points if row.needs != "pixels" else dict(list(self.points.items())[:1])
+        parts = {layer: where.part(self.activations[layer].detach()) for layer, where in points.items()}
+        if row.needs == "activations":
+            return {layer: row.function(part) for layer, part in parts.items()}
+        if row.needs == "gradients":
+            gradients = self._gradients(score, keep)
+            return {layer: row.function(part, gradients[layer]) for layer, part in parts.items()}
+        rows = torch.arange(len(self.batch), device=self.batch.device)
+        with torch.inference_mode():
+            base = score(self.output, rows)
+        found = {}
+        for layer, where in points.items():
+            rerun = Rerun(
+                self.module,
+                layer,
+                where,
+                self.batch,
+                parts[layer],
+                base,
+                score,
+                seed=seed,
+                channels=channels,
+                progress=progress,
+                _whole=self.activations[layer].detach(),
+                _kept=self._reruns.setdefault(layer, {}),
+            )
+            found[PIXELS if row.needs == "pixels" else layer] = row.function(rerun)
+        return found
+
+    def _gradients(self, score: Score, keep: bool) -> dict[str, Tensor]:
+        """`{layer: (N, C, h, w)}`: of each picture's score, by each layer's part."""
+        wanted = {id(tensor): tensor for tensor in self.activations.values()}
+        first = next(iter(self.points))
         # The caller may be under `no_grad` or `inference_mode`, where the scores would lose their graph.
         with torch.inference_mode(False), torch.enable_grad():
             # One sum for the whole batch: in evaluation mode pictures do not influence each other.
-            scores = self.logits.gather(1, class_indices(targets, self.logits)[:, None]).sum()
-        if not scores.requires_grad:
-            raise TapError(f"the class scores do not depend on {layers[0]!r}; choose a layer that leads to the output")
-        grads = dict(zip(wanted, torch.autograd.grad(scores, list(wanted.values()), allow_unused=True), strict=True))
-        found: dict[str, Tensor] = {}
+            scores = score(self.output, torch.arange(len(self.batch), device=self.batch.device))
+            if len(scores) != len(self.batch):
+                raise BadTarget(f"the target function gave {len(scores)} numbers for {len(self.batch)} pictures")
+            total = scores.sum()
+        if not total.requires_grad:
+            raise TapError(f"the class scores do not depend on {first!r}; choose a layer that leads to the output")
+        found = torch.autograd.grad(total, list(wanted.values()), allow_unused=True, retain_graph=keep)
+        by_tensor = dict(zip(wanted, found, strict=True))
+        gradients = {}
         for layer, where in self.points.items():
-            activations = self.activations[layer]
-            gradients = grads[id(activations)]
-            if gradients is None:
+            whole = by_tensor[id(self.activations[layer])]
+            if whole is None:
                 raise TapError(f"the class scores do not depend on {layer!r}; choose a layer that leads to the output")
-            found[layer] = function(where.part(activations.detach()), where.part(gradients))
-        return found
+            gradients[layer] = where.part(whole)
+        return gradients
 
 
 def forward_pass(module: nn.Module, batch: Tensor, layers: Sequence[str]) -> Pass:
@@ -59,7 +137,6 @@ def forward_pass(module: nn.Module, batch: Tensor, layers: Sequence[str]) -> Pas
 
     Raises:
         UnknownName, TapError: see `r2viz.taps.tap`.
-        ModelError: the output is not `(N, classes)`.
     """
     module = unwrapped(module)
     # A lone name is a sequence of letters to Python; nobody means that.
@@ -79,11 +156,8 @@ def forward_pass(module: nn.Module, batch: Tensor, layers: Sequence[str]) -> Pas
         tap(module, layers, differentiable=True) as taken,
     ):
         batch = _like(module, batch)
-        logits = module(batch)
-    if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != len(batch):
-        came = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
-        raise ModelError(f"the network gave {came}, but a classifier's output ({len(batch)}, classes) was expected")
-    return Pass(logits, taken, {layer: point(module, layer) for layer in layers})
+        output = module(batch)
+    return Pass(module, batch, output, taken, {layer: point(module, layer) for layer in layers})
 
 
 def cam_maps(
@@ -94,19 +168,23 @@ def cam_maps(
     layers: Sequence[str] = ("layer4",),
     method: str = "gradcam",
     relu: bool = False,
+    **options: Any,
 ) -> dict[str, Tensor]:
     """Class activation maps of a batch.
 
     Args:
-        module: any classifier of pictures; left exactly as it was.
+        module: any network of pictures; left exactly as it was.
         batch: `(N, 3, H, W)`, preprocessed.
-        targets: a class index for all, one per picture, or None for each picture's own top-1.
+        targets: a class index for all, one per picture, `(N, K)` for K classes of each picture (one forward pass for
+            all), None for each picture's own top-1, or a function of the output that gives a number per picture.
         layers: tap names (see `r2viz.taps`).
         method: a name in `r2viz.attribution.METHODS`.
         relu: clip negative values to 0. Without it maps are signed.
+        options: `seed`, `channels` and `progress`, as for `Pass.maps`.
 
     Returns:
-        `{layer: (N, h, w)}`, float32, at the layer's own resolution, on the network's device.
+        `{layer: (N, h, w)}`, float32, at the layer's own resolution, on the network's device; `(N, K, h, w)` for
+        `(N, K)` targets.
 
     Raises:
         UnknownName: no such layer or method.
@@ -114,45 +192,32 @@ def cam_maps(
         TapError, ModelError: see `forward_pass`.
     """
     method_named(method)
-    maps = forward_pass(module, batch, layers).maps(targets, method=method)
-    return {layer: map_.clamp_(min=0) for layer, map_ in maps.items()} if relu else maps
+    seen = forward_pass(module, batch, layers)
+    several = _columns(targets, len(seen.batch))
+    if several is None:
+        found = seen.maps(targets, method=method, **options)
+    else:
+        each = [
+            seen.maps(column, method=method, keep=number + 1 < len(several), **options)
+            for number, column in enumerate(several)
+        ]
+        found = {layer: torch.stack([maps[layer] for maps in each], dim=1) for layer in each[0]}
+    return {layer: map_.clamp_(min=0) for layer, map_ in found.items()} if relu else found
 
 
-def class_indices(targets: Targets, logits: Tensor) -> Tensor:
-    """`targets` as one class index per picture, `(N,)`, checked against `(N, classes)`."""
-    count, classes = logits.shape
-    if targets is None:
-        return logits.detach().argmax(dim=1)
+def _columns(targets: Targets, count: int) -> tuple[Tensor, ...] | None:
+    """The columns of `(N, K)` targets, None for any other kind."""
+    if callable(targets) or targets is None or isinstance(targets, (int, str)):
+        return None
     try:
-        indices = torch.as_tensor(targets, device=logits.device)
-    except (TypeError, ValueError, OverflowError, RuntimeError):  # what torch says of text, None, ragged lists, 2**70
-        raise BadTarget(
-            f"targets {one_line(repr(targets), 60)} are not class indices; give one for all pictures, or one for each"
-        ) from None
-    if indices.is_floating_point() or indices.is_complex() or indices.dtype == torch.bool:
-        raise BadTarget(f"targets are of type {indices.dtype}; class indices are whole numbers")
-    indices = indices.clone().long()  # a tensor made under inference_mode could not be saved for the gradient
-    if indices.ndim == 0:
-        indices = indices.expand(count)
-    if indices.shape != (count,):
-        raise BadTarget(f"{tuple(indices.shape)} targets came for {count} pictures; give one for all, or one for each")
-    wrong = indices[(indices < 0) | (indices >= classes)]
-    if len(wrong):
-        raise BadTarget(f"class {int(wrong[0])} does not exist: the network has classes 0 to {classes - 1}")
-    return indices
-
-
-def method_named(name: str) -> Method:
-    """The row of `METHODS`.
-
-    Raises:
-        UnknownName: there is none of that name.
-    """
-    if name not in METHODS:
-        raise UnknownName(
-            f"no method {name!r}{nearest(name, METHODS)}; there are {', '.join(METHODS)}", code="unknown_name.method"
-        )
-    return METHODS[name]
+        table = torch.as_tensor(targets)
+    except (TypeError, ValueError, OverflowError, RuntimeError):
+        return None  # refused in words where targets are read
+    if table.ndim != 2:
+        return None
+    if table.shape[0] != count or table.shape[1] == 0:
+        raise BadTarget(f"{tuple(table.shape)} targets came for {count} pictures; give (N,) or (N, K) of them")
+    return table.unbind(dim=1)
 
 
 def _like(module: nn.Module, batch: Tensor) -> Tensor:

@@ -1,46 +1,53 @@
-"""Map functions: activations and gradients in, signed map out. They know no network and no picture."""
+"""Every method, in one visible table."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
 
-import torch
 from torch import Tensor
 
-
-def gradcam(activations: Tensor, gradients: Tensor) -> Tensor:
-    """Channel sum weighted by each channel's mean gradient.
-
-    `(N, C, h, w), (N, C, h, w) -> (N, h, w)`, signed: equation 2 of Selvaraju et al. 2017 (arXiv 1610.02391) without
-    its ReLU, which is a view of the map and not part of it.
-    """
-    return weighted_sum(activations, gradients.float().mean(dim=(2, 3)))
-
-
-def weighted_sum(activations: Tensor, weights: Tensor) -> Tensor:
-    """`Σ_c weights[n, c] · activations[n, c]`: `(N, C, h, w), (N, C) -> (N, h, w)`, float32.
-
-    As one matrix product per picture in the memory order that the activations have, with no product tensor.
-    """
-    activations = activations.float()
-    count, channels, height, width = activations.shape
-    if activations.is_contiguous(memory_format=torch.channels_last):
-        flat = activations.permute(0, 2, 3, 1).reshape(count, height * width, channels)
-        return torch.bmm(flat, weights[:, :, None]).view(count, height, width)
-    flat = activations.reshape(count, channels, height * width)
-    return torch.bmm(weights[:, None, :], flat).view(count, height, width)
+from r2viz.attribution.gradient import gradcam
+from r2viz.errors import UnknownName, nearest
 
 
 @dataclass(frozen=True)
 class Method:
-    """A row of the table of methods."""
+    """A row of the table of methods.
 
-    function: Callable[[Tensor, Tensor], Tensor]
+    Attributes:
+        function: what makes the map; its arguments are what `needs` says.
+        needs: `"activations"`: `(activations)`; `"gradients"`: `(activations, gradients)`, both `(N, C, h, w)`;
+            `"rerun"`: `(Rerun)`, for methods that run the network, or what follows the layer, again;
+            `"pixels"`: `(Rerun)`, for attributions of input pixels, whose map is `(N, H, W)` whatever the layer.
+        title: what a figure calls it.
+        citation: where it is defined.
+        per_class: whether the map depends on the target.
+        note: how it departs from its source, or what one must know to read it.
+    """
+
+    function: Callable[..., Tensor]
     title: str
     citation: str
+    needs: Literal["activations", "gradients", "rerun", "pixels"] = "gradients"
+    per_class: bool = True
+    note: str = ""
 
 
 METHODS: dict[str, Method] = {
     "gradcam": Method(gradcam, "Grad-CAM", "Selvaraju et al. 2017, arXiv 1610.02391"),
 }
+
+
+def method_named(name: str) -> Method:
+    """The row of `METHODS`.
+
+    Raises:
+        UnknownName: there is none of that name.
+    """
+    if name not in METHODS:
+        raise UnknownName(
+            f"no method {name!r}{nearest(name, METHODS)}; there are {', '.join(METHODS)}", code="unknown_name.method"
+        )
+    return METHODS[name]
