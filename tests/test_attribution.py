@@ -14,7 +14,7 @@ from captum.attr import LayerGradCam
 from torch import Tensor, nn
 
 from r2viz.attribution import METHODS, cam_maps, class_indices, forward_pass, method_named
-from r2viz.attribution.methods import weighted_sum
+from r2viz.attribution.gradient import weighted_sum
 from r2viz.errors import BadTarget, ModelError, TapError, UnknownName
 from r2viz.models.blocks import Res2NetBlock
 from r2viz.models.zoo import ZOO
