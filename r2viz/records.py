@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from r2viz.agreement import Agreement, agreement
 from r2viz.coverage import Inside, Region, energy_inside
 from r2viz.errors import UnknownName, nearest
 from r2viz.geometry import Geometry
@@ -177,6 +178,15 @@ class CamRecord:
             return None
         first, second = (float(view.map(layer).raw.max()) for view in self.views)
         return second / first if first > 0 and second > 0 else None
+
+    def agreement(self, layer: str) -> Agreement | None:
+        """How far the two networks' maps agree over the source picture; None where `difference` would mean nothing."""
+        if not self.shared or any(view.map(layer).constant for view in self.views):
+            return None
+        first, second = (view.on_source(layer) for view in self.views)
+        if not (np.isfinite(first) & np.isfinite(second)).any():
+            return None
+        return agreement(first, second)
 
     @cached_property
     def digest(self) -> str:

@@ -174,6 +174,7 @@ def as_dict(record: CamRecord, *, arrays: str | None = None) -> dict[str, Any]:
         "map_view": "ReLU at layer resolution, then bilinear between unit centres; unscaled",
         "region": None if record.region is None else {"name": record.region.name, "box": record.region.box},
         "views": [_view_dict(record, key, view) for key, view in zip(view_keys(record), record.views, strict=True)],
+        "agreement": {layer: _agreement(record, layer) for layer in record.layers} if record.shared else None,
         "maximum_ratio": {layer: record.maximum_ratio(layer) for layer in record.layers} if record.shared else None,
         "versions": dict(record.versions),
         "device": record.device,
@@ -183,6 +184,11 @@ def as_dict(record: CamRecord, *, arrays: str | None = None) -> dict[str, Any]:
     if arrays is not None:
         document["arrays"] = arrays
     return document
+
+
+def _agreement(record: CamRecord, layer: str) -> dict[str, Any] | None:
+    found = record.agreement(layer)
+    return None if found is None else found.as_dict()
 
 
 def _view_dict(record: CamRecord, key: str, view: View) -> dict[str, Any]:

@@ -23,6 +23,9 @@ def lines(record: CamRecord) -> list[str]:
             state = "constant map, nothing to show" if map_.constant else f"raw maximum {map_.raw.max():.4g}"
             said.append(f"  {'':<{width}}  {map_.layer}: {state}{share}")
     for layer in record.layers:
+        agreement = record.agreement(layer)
+        if agreement is not None:
+            said.append(f"  {layer}: {agreement}")
         ratio = record.maximum_ratio(layer)
         if ratio is not None:
             said.append(f"  {layer}: ratio of raw maxima {ratio:.3g}, second network over first")

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from tiny import pair, photo
 
+from r2viz.agreement import agreement
 from r2viz.coverage import Region, box_region
 from r2viz.errors import UnknownName
 from r2viz.explain import explain
@@ -176,3 +177,22 @@ def test_a_notebook_sees_the_figure(record: CamRecord) -> None:
     assert shown.startswith("<figure><img ")
     assert "data:image/png;base64," in shown
     assert shown.count("<tr>") == 1 + 4  # a head, then a row for each network and layer
+
+
+def test_agreement_stands_where_a_difference_means_something(record: CamRecord) -> None:
+    found = record.agreement("layer4")
+    assert found is not None
+    first, second = (view.on_source("layer4") for view in record.views)
+    assert found == agreement(first, second)
+    assert record.agreement("layer3") != found
+    constant = with_raw(explain(photo(71, 95), pair()), np.zeros((3, 3)), np.ones((3, 3)))
+    assert constant.agreement("layer4") is None
+    alone = dataclasses.replace(record, views=record.views[:1])
+    assert alone.agreement("layer4") is None
+
+
+def test_a_map_agrees_wholly_with_itself(record: CamRecord) -> None:
+    twice = dataclasses.replace(record, views=(record.views[0], record.views[0]))
+    found = twice.agreement("layer4")
+    assert found is not None
+    assert (found.spearman, found.ssim) == pytest.approx((1, 1))
