@@ -1,7 +1,9 @@
 """The two residual blocks that r2viz compares: ResNet's bottleneck and Res2Net's.
 
-Both take the same arguments, so that either can be given to the assembly in `r2viz.models.resnet`: that is the
-paper's own point (arXiv 1904.01169, section 3: the block "can be plugged into" existing backbones).
+Both take the same arguments, so that either can be given to the assemblies in `r2viz.models.resnet` and
+`r2viz.models.dla`: that is the paper's own point (arXiv 1904.01169, section 3: the block "can be plugged into"
+existing backbones). An assembly that narrows by another factor than 4 sets `expansion` in a subclass; one that has
+computed the shortcut elsewhere calls `block(x, shortcut)`.
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ class Bottleneck(TorchvisionBottleneck):
     """ResNet's bottleneck as torchvision has it (stride in the 3x3), with a place for channel attention.
 
     Parameters are those of `Res2NetBlock`; `first` has no meaning here and is accepted so that both blocks fit
-    one assembly. Maps `(N, inplanes, H, W)` to `(N, 4·planes, H/stride, W/stride)`.
+    one assembly. Maps `(N, inplanes, H, W)` to `(N, expansion·planes, H/stride, W/stride)`.
 
     Source: He et al. 2016; `attention` sits after `bn3`, before the addition (Hu et al. 2018).
     """
@@ -43,20 +45,16 @@ class Bottleneck(TorchvisionBottleneck):
         if attention is not None:
             self.se = attention(planes * self.expansion)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, shortcut: Tensor | None = None) -> Tensor:
         out = self.relu(self.bn1(self.conv1(x)))
         out = self.relu(self.bn2(self.conv2(out)))
-        out = self.bn3(self.conv3(out))
-        if hasattr(self, "se"):
-            out = self.se(out)
-        out += x if self.downsample is None else self.downsample(x)
-        return self.relu(out)
+        return _joined(self, self.bn3(self.conv3(out)), x, shortcut)
 
 
 class Res2NetBlock(nn.Module):
     """A residual block whose features are split into `scale` groups joined by hierarchical residual connections.
 
-    Maps `(N, inplanes, H, W)` to `(N, 4·planes, H/stride, W/stride)`. Inside, `conv1` gives `scale` groups of
+    Maps `(N, inplanes, H, W)` to `(N, expansion·planes, H/stride, W/stride)`. Inside, `conv1` gives `scale` groups of
     `width = floor(planes · base_width / 64) · groups` channels, x_0 … x_{s-1} in code order, and
 
         y_0 = K_0(x_0),   y_i = K_i(x_i + y_{i-1})  for 0 < i < s-1,   y_{s-1} = x_{s-1}
@@ -123,7 +121,7 @@ class Res2NetBlock(nn.Module):
         self.relu = nn.ReLU(inplace=True)
         self.downsample = downsample
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, shortcut: Tensor | None = None) -> Tensor:
         groups = self.relu(self.bn1(self.conv1(x))).split(self.width, dim=1)
         outputs: list[Tensor] = []
         for index, (conv, bn) in enumerate(zip(self.convs, self.bns, strict=True)):
@@ -133,8 +131,14 @@ class Res2NetBlock(nn.Module):
         if self.scale > 1:
             last = self.pool(groups[-1]) if self.first else groups[-1]
             outputs.append(self.get_submodule(f"split{self.scale - 1}")(last))
-        out = self.bn3(self.conv3(torch.cat(outputs, dim=1)))
-        if hasattr(self, "se"):
-            out = self.se(out)
-        out += x if self.downsample is None else self.downsample(x)
-        return self.relu(out)
+        return _joined(self, self.bn3(self.conv3(torch.cat(outputs, dim=1))), x, shortcut)
+
+
+def _joined(block: Bottleneck | Res2NetBlock, out: Tensor, x: Tensor, shortcut: Tensor | None) -> Tensor:
+    """How both blocks end: attention, the addition of the shortcut, ReLU."""
+    if hasattr(block, "se"):
+        out = block.se(out)
+    if shortcut is None:
+        shortcut = x if block.downsample is None else block.downsample(x)
+    out += shortcut
+    return block.relu(out)
