@@ -9,8 +9,8 @@ from functools import partial
 from typing import Any
 
 import numpy as np
+import oracle
 import pytest
-import timm
 import torch
 import torchvision
 from conftest import perturb
@@ -18,129 +18,41 @@ from torch import Tensor, nn
 from torchvision.models.resnet import Bottleneck as TorchvisionBottleneck
 
 from r2viz.errors import ModelError, UnknownName
-from r2viz.models import zoo
 from r2viz.models.blocks import Bottleneck, Res2NetBlock
 from r2viz.models.model import load, load_pair, resolve_device
-from r2viz.models.pairs import PAIRS, pair
 from r2viz.models.resnet import ResNet
 from r2viz.models.weights import digest
 
-# 97 px: odd up to the last stage, so that a wrong padding or a wrong pooling shows at the border.
-SIZE = 97
 RES2 = partial(ResNet, Res2NetBlock, scale=4, base_width=26)
-DEEP = (3, 4, 23, 3)
+STRIDE16, STRIDE8 = (False, False, True), (False, True, True)
 
-# Ours, and what timm calls it.
-TIMM: dict[str, tuple[Callable[..., nn.Module], str, dict[str, Any]]] = {
-    "26w4s": (RES2, "res2net50_26w_4s", {}),
-    "48w2s": (partial(RES2, scale=2, base_width=48), "res2net50_48w_2s", {}),
-    "14w8s": (partial(RES2, scale=8, base_width=14), "res2net50_14w_8s", {}),
-    "26w6s": (partial(RES2, scale=6), "res2net50_26w_6s", {}),
-    "26w8s": (partial(RES2, scale=8), "res2net50_26w_8s", {}),
-    "101": (partial(RES2, DEEP), "res2net101_26w_4s", {}),
-    "next50": (partial(RES2, base_width=4, groups=8), "res2next50", {}),
-    "v1b": (partial(RES2, stem="deep", shortcut="avgpool"), "res2net50d", {}),
-    "stride16": (partial(RES2, dilate=(False, False, True)), "res2net50_26w_4s", {"output_stride": 16}),
-    "stride8": (partial(RES2, dilate=(False, True, True)), "res2net50_26w_4s", {"output_stride": 8}),
-    "resnet50": (partial(ResNet, Bottleneck), "resnet50", {}),
-    "resnet50-stride8": (partial(ResNet, Bottleneck, dilate=(False, True, True)), "resnet50", {"output_stride": 8}),
-}
-TORCHVISION: dict[str, tuple[Callable[..., nn.Module], str, dict[str, Any]]] = {
-    "resnet50": (partial(ResNet, Bottleneck), "resnet50", {}),
-    "resnext50": (partial(ResNet, Bottleneck, groups=32, base_width=4), "resnext50_32x4d", {}),
-    "resnet50-stride16": (
-        partial(ResNet, Bottleneck, dilate=(False, False, True)),
-        "resnet50",
-        {"replace_stride_with_dilation": [False, False, True]},
+# Ours, and what it must equal: the assembly's arguments that no row of the table uses (test_zoo.py has the rows).
+TWINS: dict[str, tuple[Callable[..., nn.Module], str, dict[str, Any]]] = {
+    "res2net-stride16": (partial(RES2, dilate=STRIDE16), "timm:res2net50_26w_4s", {"output_stride": 16}),
+    "res2net-stride8": (partial(RES2, dilate=STRIDE8), "timm:res2net50_26w_4s", {"output_stride": 8}),
+    "resnet-stride16": (
+        partial(ResNet, Bottleneck, dilate=STRIDE16),
+        "torchvision:resnet50",
+        {"replace_stride_with_dilation": [*STRIDE16]},
     ),
-    "resnet50-stride8": (
-        partial(ResNet, Bottleneck, dilate=(False, True, True)),
-        "resnet50",
-        {"replace_stride_with_dilation": [False, True, True]},
+    "resnet-stride8": (
+        partial(ResNet, Bottleneck, dilate=STRIDE8),
+        "torchvision:resnet50",
+        {"replace_stride_with_dilation": [*STRIDE8]},
     ),
+    "resnet-stride8-timm": (partial(ResNet, Bottleneck, dilate=STRIDE8), "timm:resnet50", {"output_stride": 8}),
 }
-# These differ from others in the tables only by numbers that keys and shapes show, or are in both tables.
-SHAPES_ONLY = {"26w8s", "101", "resnet50"}
 
 
-def shapes(module: nn.Module) -> dict[str, tuple[int, ...]]:
-    return {key: tuple(tensor.shape) for key, tensor in module.state_dict().items()}
-
-
-def same_logits(ours: nn.Module, theirs: nn.Module, *, size: int = SIZE) -> None:
-    """Both on the meta device: they take the same tensors, so that the weights exist once."""
-    state: dict[str, Tensor] = {}
-    generator = torch.Generator().manual_seed(7)
-    bank = torch.randn(4_000_000, generator=generator)  # enough for the largest tensor; drawing each anew is slow
-
-    def normal(shape: torch.Size) -> Tensor:
-        begin = int(torch.randint(len(bank) - shape.numel(), (1,), generator=generator))
-        return bank[begin : begin + shape.numel()].view(shape)
-
-    for key, tensor in ours.state_dict().items():
-        if not tensor.is_floating_point():
-            state[key] = torch.ones(tensor.shape, dtype=tensor.dtype)
-        elif tensor.ndim == 4:
-            spread = (2 / tensor[0].numel()) ** 0.5
-            state[key] = normal(tensor.shape) * spread
-        elif tensor.ndim == 2:
-            state[key] = normal(tensor.shape) * 0.02
-        else:  # biases, and all four of batch normalisation
-            middle = 0.0 if key.endswith(("bias", "mean")) else 1.0
-            state[key] = middle + torch.rand(tensor.shape, generator=generator) - (0.5 if middle == 0 else 0.6)
-    for module in (ours, theirs):
-        module.load_state_dict(state, strict=True, assign=True)
-        module.eval()
-    batch = torch.randn((1, 3, size, size), generator=generator)
-    with torch.inference_mode():
-        one, other = ours(batch), theirs(batch)
-    assert one.std() > 0.01
-    assert (one - other).abs().max() <= 1e-5 * max(1.0, float(other.abs().max()))
-
-
-@pytest.mark.parametrize("case", TIMM)
-def test_keys_and_logits_equal_timms(case: str) -> None:
-    build, name, options = TIMM[case]
+@pytest.mark.parametrize("case", TWINS)
+def test_keys_and_outputs_equal_the_peers(case: str) -> None:
+    build, name, options = TWINS[case]
     with torch.device("meta"):
-        ours, theirs = build(), timm.create_model(name, pretrained=False, **options)
-    assert shapes(ours) == shapes(theirs)
-    if case not in SHAPES_ONLY:
-        same_logits(ours, theirs)
-
-
-@pytest.mark.parametrize("case", TORCHVISION)
-def test_keys_and_logits_equal_torchvisions(case: str) -> None:
-    build, name, options = TORCHVISION[case]
-    with torch.device("meta"):
-        ours, theirs = build(), torchvision.models.get_model(name, weights=None, **options)
-    assert list(ours.state_dict()) == list(theirs.state_dict())
-    assert shapes(ours) == shapes(theirs)
-    same_logits(ours, theirs)
-
-
-@pytest.mark.parametrize(
-    ("build", "count"),
-    [
-        # As computed from timm's networks and, in millions, printed by the authors.
-        (partial(RES2, scale=2, base_width=48), 25_287_304),
-        (RES2, 25_699_120),
-        (partial(RES2, scale=8, base_width=14), 25_059_816),
-        (partial(RES2, scale=6), 37_051_448),
-        (partial(RES2, scale=8), 48_403_776),
-        (partial(RES2, DEEP), 45_206_688),
-        (partial(RES2, base_width=4, groups=8), 24_671_464),
-        (partial(RES2, stem="deep", shortcut="avgpool"), 25_718_352),
-        (partial(RES2, DEEP, stem="deep", shortcut="avgpool"), 45_225_920),
-        (partial(RES2, base_width=18), 18_095_104),
-        (partial(RES2, base_width=18, scale=6), 25_158_664),
-        (partial(ResNet, Bottleneck), 25_557_032),
-        (partial(ResNet, Bottleneck, DEEP), 44_549_160),
-        (partial(ResNet, Bottleneck, groups=32, base_width=4), 25_028_904),
-    ],
-)
-def test_parameter_counts(build: Callable[..., nn.Module], count: int) -> None:
-    with torch.device("meta"):
-        assert sum(parameter.numel() for parameter in build().parameters()) == count
+        ours, theirs = build(), oracle.elsewhere(name, **options)
+    assert oracle.shapes(ours) == oracle.shapes(theirs)
+    if name.startswith("torchvision"):
+        assert list(ours.state_dict()) == list(theirs.state_dict())
+    assert "layer4" in oracle.same_outputs(ours, theirs)
 
 
 def test_one_group_is_resnet() -> None:
@@ -323,34 +235,6 @@ def test_assembly_refuses(options: dict[str, Any], message: str) -> None:
 
 
 # The table and loading
-
-
-@pytest.mark.parametrize("name", [name for name, row in zoo.ZOO.items() if row.hub and row.hub.startswith("timm/")])
-def test_every_row_of_the_hub_has_timms_keys(name: str) -> None:
-    row = zoo.ZOO[name]
-    assert row.hub is not None
-    with torch.device("meta"):
-        ours = row.build()
-        theirs = timm.create_model(row.hub.removeprefix("timm/").partition(".")[0], pretrained=False)
-    assert shapes(ours) == shapes(theirs)
-    config = theirs.default_cfg
-    assert row.preprocess.crop == config["input_size"][1:]
-    assert row.preprocess.mean == config["mean"]
-    assert row.preprocess.std == config["std"]
-
-
-def test_names_and_aliases() -> None:
-    known = [name for key, row in zoo.ZOO.items() for name in (key, *row.aliases)]
-    assert len(known) == len(set(known)), "two networks share a name"
-    for key, row in zoo.ZOO.items():
-        assert [zoo.canonical(name) for name in (key, *row.aliases)] == [key] * (1 + len(row.aliases))
-        assert row.title
-        assert row.citation
-        assert row.licence
-    for name, known in PAIRS.items():
-        assert pair(name) is known
-        assert [zoo.canonical(model) for model in known.models] == list(known.models)
-    assert pair("imagenet").models == ("resnet50", "res2net50_26w_4s")
 
 
 @pytest.mark.parametrize("name", ["res2net50_26w4s", "Res2Net50_26W_4S ", "res2net"])
