@@ -54,7 +54,7 @@ class DataSet:
 
 
 @dataclass(frozen=True)
-class _Source:
+class Source:
     """Where the pictures of one half come from: `count` pairs of (encoded bytes or path, label, shown name)."""
 
     count: int
@@ -112,7 +112,7 @@ def read(
 
 def _decoded(
     name: str,
-    sources: Sequence[_Source],
+    sources: Sequence[Source],
     names: tuple[str, ...],
     size: int,
     folder: Path | None,
@@ -135,7 +135,7 @@ def _decoded(
 # --- Layouts ---------------------------------------------------------------------------------------------------------
 
 
-def _parquet(folder: Path, shards: list[Path]) -> tuple[list[_Source], tuple[str, ...], list[Path]]:
+def _parquet(folder: Path, shards: list[Path]) -> tuple[list[Source], tuple[str, ...], list[Path]]:
     validation = [shard for shard in shards if shard.stem.startswith("val")]
     training = [shard for shard in shards if shard not in validation]
     for half, files, pattern in (("training", training, "train*.parquet"), ("validation", validation, "val*.parquet")):
@@ -144,10 +144,15 @@ def _parquet(folder: Path, shards: list[Path]) -> tuple[list[_Source], tuple[str
     table = folder / "classes.csv"
     names = _class_names(table) if table.is_file() else ()
     files = [*shards, table] if names else shards
-    return [_shards(training), _shards(validation)], names, files
+    return [read_shards(training), read_shards(validation)], names, files
 
 
-def _shards(files: list[Path]) -> _Source:
+def read_shards(files: list[Path]) -> Source:
+    """What Parquet shards hold; checked for their columns, read when the items are.
+
+    Raises:
+        BadData: a shard is not whole, or lacks a column.
+    """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -184,10 +189,10 @@ def _shards(files: list[Path]) -> _Source:
                     yield encoded, label, where
                     row += 1
 
-    return _Source(count, items)
+    return Source(count, items)
 
 
-def _image_folder(folder: Path) -> tuple[list[_Source], tuple[str, ...], list[Path]]:
+def _image_folder(folder: Path) -> tuple[list[Source], tuple[str, ...], list[Path]]:
     halves = [folder / "train", folder / "val"]
     for half in halves:
         if not half.is_dir():
@@ -206,7 +211,7 @@ def _image_folder(folder: Path) -> tuple[list[_Source], tuple[str, ...], list[Pa
             found += [(str(path), classes.index(entry.name), str(path.relative_to(folder))) for path in pictures]
         if not found:
             raise BadData(f"{one_line(str(half))}: holds no picture; expected {half.name}/CLASS/*.jpg and the like")
-        sources.append(_Source(len(found), partial(iter, found)))
+        sources.append(Source(len(found), partial(iter, found)))
         files += [Path(path) for path, _, _ in found]
     return sources, classes, files
 
@@ -242,7 +247,7 @@ def _check_labels(halves: Sequence[Pictures], classes: tuple[str, ...], *, known
 # --- Decoding --------------------------------------------------------------------------------------------------------
 
 
-def _decode(source: _Source, size: int, half: str, file: Path | None, progress: bool | None) -> Pictures:
+def _decode(source: Source, size: int, half: str, file: Path | None, progress: bool | None) -> Pictures:
     shape = (source.count, size, size, 3)
     if source.count == 0:
         raise BadData(f"there are no {half} pictures: the shards are empty")
