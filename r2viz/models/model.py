@@ -193,6 +193,8 @@ def class_names(vocabulary: str) -> tuple[str, ...]:
         return tuple(ResNet50_Weights.IMAGENET1K_V1.meta["categories"])
     if vocabulary == "tiny-imagenet":
         return read_classes(EMBEDDED / "classes.txt")
+    if vocabulary == "cifar100":
+        return read_classes(EMBEDDED / "cifar100.txt")
     raise UnknownName(f"no class names for {vocabulary!r}")
 
 

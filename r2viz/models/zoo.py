@@ -6,6 +6,7 @@ from typing import Any
 
 from r2viz.errors import UnknownName, nearest
 from r2viz.geometry import Preprocess
+from r2viz.models.cifar import CIFAR
 from r2viz.models.row import Published, Row
 
 # --- What rows share -------------------------------------------------------------------------------------------------
@@ -247,6 +248,7 @@ ZOO: dict[str, Row] = {
         citation=_GAO,
         **_SMALL,
     ),
+    **CIFAR,
 }
 
 # --- Names -----------------------------------------------------------------------------------------------------------
