@@ -706,7 +706,7 @@ def test_misfits_say_what_is_probably_wrong(state):
     assert misfit(tiny(Bottleneck).state_dict()).endswith("these are a ResNet's weights, and Res2Net's were expected")
     assert misfit(state, tiny(Bottleneck)).endswith("these are a Res2Net's weights, and ResNet's were expected")
     assert misfit({"features.0.weight": torch.ones(3)}).endswith(
-        "nothing matches: it is another architecture's, or in a layout that is not read"
+        "nothing matches, it is another architecture's; no key fits any layout that is read (features.0.weight)"
     )
 
 

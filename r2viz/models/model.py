@@ -16,6 +16,7 @@ from torch import nn
 
 from r2viz.errors import BadWeights, ModelError, R2VizError, UnknownName, one_line
 from r2viz.geometry import Preprocess
+from r2viz.models import layouts
 from r2viz.models import weights as stored
 from r2viz.models.hub import fetch
 from r2viz.models.pairs import choose, pair
@@ -140,12 +141,13 @@ def _random(row: Row, seed: int) -> tuple[nn.Module, Weights]:
 
 def _stored(name: str, row: Row, kind: str) -> tuple[nn.Module, Weights]:
     path, source = _located(name, row, kind)
-    state = stored.read(path)
-    origin = replace(source, sha256=stored.file_digest(path))
+    state, layout = layouts.remap(stored.read(path, dtype=torch.float32), source=source.source)
+    origin = replace(source, sha256=stored.file_digest(path), note=source.note or layout.note)
     size = stored.head_size(state)
     with torch.device("meta"):  # no memory and no random numbers are spent on weights that the file replaces
         module = row.build() if size is None else row.build(num_classes=size)
     stored.fit(module, state, name=name, source=origin.source)
+    layouts.adapt(module, layout)
     return module, origin
 
 

@@ -12,14 +12,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from r2viz.errors import BadWeights, nearest, one_line
+from r2viz.models import pdparams
+from r2viz.models.layouts import nearest_layout
 
 if TYPE_CHECKING:
     import torch
     from torch import nn
 
 # Where checkpoints keep the state dict (looked for in this order), and what wrappers put before its keys.
-WRAPPERS = ("state_dict", "model", "state_dict_ema", "model_ema")
+WRAPPERS = ("state_dict", "model", "state_dict_ema", "model_ema", "ema_state_dict", "ema")
 PREFIXES = ("module.", "model.", "_orig_mod.")
+# What a file of torch.save from before its zip archives begins with, behind a few bytes; other pickles lack it.
+_TORCH = b"\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
 
 
 @dataclass(frozen=True)
@@ -47,12 +51,17 @@ class Weights:
 # --- Files -----------------------------------------------------------------------------------------------------------
 
 
-def read(path: str | os.PathLike[str]) -> dict[str, torch.Tensor]:
-    """The state dict in a safetensors file or a PyTorch file, on the CPU, as tensors of their own memory.
+def read(path: str | os.PathLike[str], *, dtype: torch.dtype | None = None) -> dict[str, torch.Tensor]:
+    """The state dict in a safetensors, PyTorch or PaddlePaddle file, on the CPU, as tensors of their own memory.
 
     What a checkpoint wraps around it (`{"state_dict": …}`, `{"model": …}`, their `_ema` kin when there is nothing
     else, the prefixes of `DataParallel` and `torch.compile`) is taken off. The kind of file is told by its content.
     Nothing is mapped into memory: a mapped file that a running training overwrites would kill the process.
+
+    Args:
+        path: the file.
+        dtype: floating-point tensors become this, one after the other, so that a file of half precision does not
+            stand beside its own copy in memory.
 
     Raises:
         BadWeights: missing, unreadable, damaged, no weights, or a pickle that would run code.
@@ -71,13 +80,18 @@ def read(path: str | os.PathLike[str]) -> dict[str, torch.Tensor]:
                 f"{shown} is no whole safetensors file ({_first_line(error)}); fetch it again, it may have been cut"
             ) from error
     elif begins[:2] == b"PK" or begins[:1] == b"\x80":
-        found = _read_pickle(path, shown)
+        found = _read_pickle(path, shown, paddle=begins[:1] == b"\x80" and _TORCH not in begins)
     else:
         raise BadWeights(
             f"{shown} is no weights file: it begins with {one_line(repr(begins[:16]))}; "
             "expected .safetensors or a state dict saved by torch.save"
         )
-    return _unwrap(found, shown)
+    state = _unwrap(found, shown)
+    del found  # or what is cast would stay in memory
+    for key in state if dtype is not None else ():
+        if state[key].is_floating_point():
+            state[key] = state[key].to(dtype)
+    return state
 
 
 def _beginning(path: Path, shown: str) -> bytes:
@@ -100,21 +114,22 @@ def _beginning(path: Path, shown: str) -> bytes:
     return begins
 
 
-def _read_pickle(path: Path, shown: str) -> Any:
+def _read_pickle(path: Path, shown: str, paddle: bool) -> Any:
     import torch
 
+    kind = "PaddlePaddle" if paddle else "PyTorch"
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        return pdparams.read(path) if paddle else torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         asked = re.search(r"GLOBAL (\S+)", str(error)) or re.search(r"global (\S+) ", str(error))
         if asked is None:
-            raise BadWeights(f"{shown} is no whole PyTorch file ({_first_line(error)}); fetch it again") from error
+            raise BadWeights(f"{shown} is no whole {kind} file ({_first_line(error)}); fetch it again") from error
         raise BadWeights(
             f"{shown} is refused: it is a pickle that would run code ({one_line(asked[1])}); save the weights alone, "
             "with torch.save(model.state_dict(), …) or as safetensors"
         ) from error
     except Exception as error:  # a damaged file can make the reader raise anything
-        raise BadWeights(f"{shown} is no whole PyTorch file ({_first_line(error)}); fetch it again") from error
+        raise BadWeights(f"{shown} is no whole {kind} file ({_first_line(error)}); fetch it again") from error
 
 
 def _first_line(error: BaseException) -> str:
@@ -124,8 +139,10 @@ def _first_line(error: BaseException) -> str:
 def _unwrap(found: Any, shown: str) -> dict[str, torch.Tensor]:
     import torch
 
-    while isinstance(found, Mapping):
-        inner = next((key for key in WRAPPERS if isinstance(found.get(key), Mapping)), None)
+    for _ in range(8):  # a pickle can hold itself
+        inner = next(
+            (key for key in WRAPPERS if isinstance(found, Mapping) and isinstance(found.get(key), Mapping)), None
+        )
         if inner is None:
             break
         found = found[inner]
@@ -183,7 +200,7 @@ def fit(module: nn.Module, state: Mapping[str, torch.Tensor], *, name: str, sour
         if keys
     ]
     if told:
-        raise BadWeights(f"{source} does not fit {name}: keys {', '.join(told)}; {_hint(expected, state, wrong)}")
+        raise BadWeights(f"{source} does not fit {name}: keys {', '.join(told)}; {_hint(expected, state, missing, wrong)}")
     filled: dict[str, torch.Tensor] = {}
     for key, value in expected.items():
         if key not in state:
@@ -207,15 +224,18 @@ def fit(module: nn.Module, state: Mapping[str, torch.Tensor], *, name: str, sour
     module.load_state_dict(filled, strict=True, assign=any(value.is_meta for value in expected.values()))
 
 
-def _hint(expected: Mapping[str, object], state: Mapping[str, object], wrong: list[str]) -> str:
+def _hint(expected: Mapping[str, object], state: Mapping[str, object], missing: list[str], wrong: list[str]) -> str:
     def kind(keys: Mapping[str, object]) -> str:
         return "Res2Net" if any(".convs." in key for key in keys) else "ResNet"
 
     if not set(expected) & set(state):
-        return "nothing matches: it is another architecture's, or in a layout that is not read"
+        return f"nothing matches, it is another architecture's; {nearest_layout(state)}"
     if kind(expected) != kind(state):
         return f"these are a {kind(state)}'s weights, and {kind(expected)}'s were expected"
-    if len(wrong) == sum(line.startswith(("fc.", "classifier.", "head.")) for line in wrong) > 0:
+    head = ("fc.", "classifier.", "head.")
+    if missing and all(key.startswith(head) for key in missing):
+        return "the file has no classifier: use the one that the network was trained with as a classifier"
+    if len(wrong) == sum(line.startswith(head) for line in wrong) > 0:
         return "only the head differs: build the network with the file's number of classes"
     return "choose the network that the file was made for"
 
