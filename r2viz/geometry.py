@@ -117,10 +117,10 @@ class Geometry:
         if min(jump) <= 0:
             raise ValueError(f"jump must be positive, not {jump}")
         y0, x0, y1, x1 = self.seen
-        rows = _interpolation(
+        rows = interpolation(
             values.shape[0], (np.arange(y0, y1) * self.scale[0] + self.offset[0] - start[0]) / jump[0]
         )
-        columns = _interpolation(
+        columns = interpolation(
             values.shape[1], (np.arange(x0, x1) * self.scale[1] + self.offset[1] - start[1]) / jump[1]
         )
         laid = np.full(self.source_size, fill, dtype=np.float32)
@@ -134,7 +134,7 @@ def _box_of(points: np.ndarray) -> np.ndarray:
     return np.concatenate([points[..., 0, ::-1], points[..., 1, ::-1]], axis=-1)
 
 
-def _interpolation(units: int, at: np.ndarray) -> np.ndarray:
+def interpolation(units: int, at: np.ndarray) -> np.ndarray:
     """Matrix float32 `(len(at), units)`: linear interpolation at fractional unit positions, clamped at the ends."""
     at = np.clip(at, 0, units - 1)
     lower = np.minimum(np.floor(at).astype(np.intp), max(units - 2, 0))

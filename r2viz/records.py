@@ -123,6 +123,7 @@ class CamRecord:
         versions: of r2viz and the libraries that computed.
         device: where it was computed; `dtype` in what.
         notes: plain remarks, for instance that a registration fell back.
+        settings: options of the computation that departed from their defaults (`fuse`, `smooth`, `seed`, `channels`).
     """
 
     picture: Picture
@@ -136,6 +137,7 @@ class CamRecord:
     device: str
     dtype: str
     notes: tuple[str, ...] = field(default=())
+    settings: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def layers(self) -> tuple[str, ...]:
@@ -206,6 +208,7 @@ class CamRecord:
             if self.region is None
             else hashlib.sha256(np.packbits(self.region.mask).tobytes()).hexdigest(),
             "versions": dict(self.versions),
+            **({"settings": dict(self.settings)} if self.settings else {}),
         }
         return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()
 

@@ -180,6 +180,7 @@ def as_dict(record: CamRecord, *, arrays: str | None = None) -> dict[str, Any]:
         "device": record.device,
         "dtype": record.dtype,
         "notes": list(record.notes),
+        "settings": dict(record.settings),
     }
     if arrays is not None:
         document["arrays"] = arrays
@@ -309,6 +310,7 @@ def _record(document: dict[str, Any], arrays: Any) -> CamRecord:
         device=document["device"],
         dtype=document["dtype"],
         notes=tuple(document["notes"]),
+        settings=document.get("settings", {}),
     )
 
 

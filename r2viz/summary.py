@@ -9,7 +9,8 @@ from r2viz.records import CamRecord
 def lines(record: CamRecord) -> list[str]:
     """What the command line prints for a picture: each network's target, top-1, and how its map lies."""
     targets = " / ".join(dict.fromkeys(view.target.label for view in record.views))
-    policy = record.policy if record.policy in ("shared", "top1", "agree") else "named"
+    own = record.policy in ("shared", "top1", "agree") or record.policy.startswith("shared, rank")
+    policy = record.policy if own else "named"
     said = [f"{record.picture.name}: {record.method_title} of {targets!r} ({policy})"]
     width = max(len(view.title) for view in record.views)
     for view in record.views:

@@ -26,7 +26,8 @@ import pytest
 from PIL import Image
 from tiny import network, one_thread, photo
 
-from r2viz import cli, explain
+from r2viz import cli
+from r2viz.explain import batch as batch_room
 from r2viz.models import model as model_room
 from r2viz.models import pairs
 from r2viz.models.zoo import canonical
@@ -78,7 +79,7 @@ def run(
 
     monkeypatch.setattr(model_room, "load", load)
     monkeypatch.setattr(pairs, "fetch", lambda repository: None)  # as if the public weights were in the cache
-    monkeypatch.setattr(explain, "_said", set())
+    monkeypatch.setattr(batch_room, "_said", set())
     monkeypatch.chdir(tmp_path)
 
     def go(*arguments: str, stdin: bytes = b"") -> Ran:

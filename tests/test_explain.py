@@ -19,9 +19,9 @@ from tiny import LABELS, network, one_thread, pair, photo
 from torch import Tensor, nn
 
 import r2viz
-from r2viz import explain as explain_room
 from r2viz.coverage import Region, box_region
 from r2viz.errors import BadImage, BadRegion, BadTarget, ModelError, R2VizError, TapError, UnknownName
+from r2viz.explain import batch as batch_room
 from r2viz.explain import explain, explain_batch, explain_many
 from r2viz.geometry import Preprocess
 from r2viz.image import Picture, decode
@@ -428,7 +428,7 @@ class Hungry:
 @pytest.fixture
 def unsaid(monkeypatch: pytest.MonkeyPatch) -> None:
     """Notices that are given once per process have not been given yet."""
-    monkeypatch.setattr(explain_room, "_said", set())
+    monkeypatch.setattr(batch_room, "_said", set())
 
 
 @pytest.mark.usefixtures("unsaid")
@@ -496,7 +496,7 @@ def test_a_device_without_memory_hands_over_to_the_cpu(
         return real(device)
 
     monkeypatch.setattr(hungry[0].module, "to", to)
-    monkeypatch.setattr(explain_room, "device_of", lambda _module: torch.device("cpu" if moved else "cuda"))
+    monkeypatch.setattr(batch_room, "device_of", lambda _module: torch.device("cpu" if moved else "cuda"))
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
         results = explain_batch(pictures[:2], hungry)

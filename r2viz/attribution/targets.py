@@ -15,6 +15,8 @@ from r2viz.records import label_key
 POLICIES = ("shared", "top1", "agree")
 Vocabulary = Sequence[str]
 _WHOLE = re.compile(r"[+-]?[0-9]{1,18}")
+_TOP = re.compile(r"top([0-9]{1,3})")
+VERSUS = " vs "
 
 
 @dataclass(frozen=True)
@@ -25,16 +27,21 @@ class TargetPolicy:
         name: what the user asked for: a policy, a label or an index.
         fixed: the class index of each network where the user named a class, else None.
         common: for each network, indices of the classes that all have, in one common order.
+        against: the class whose logit is taken off, of each network, under a contrast `A vs B`.
+        rank: under `shared`, which class in order of mean probability; 0 is the most probable one.
     """
 
     name: str
     fixed: tuple[int, ...] | None
     common: tuple[np.ndarray, ...]
+    against: tuple[int, ...] | None = None
+    rank: int = 0
 
     def choose(self, probabilities: Sequence[np.ndarray]) -> tuple[int, ...]:
         """One class index per network for one picture, from each network's probabilities `(classes,)`.
 
-        `shared`: the class with the highest mean probability; `top1`: each network's own; `agree`: the common top-1.
+        `shared`: the class with the highest mean probability (or the next ones, by `rank`); `top1`: each network's
+        own; `agree`: the common top-1.
 
         Raises:
             BadTarget: under `agree`, the networks' top-1 differ; under `shared`, they have no class in common.
@@ -47,7 +54,8 @@ class TargetPolicy:
         if len(self.common[0]) == 0:
             raise BadTarget("the networks have no class in common; use --target top1, or give each its class names")
         shared = np.mean([values[indices] for values, indices in zip(probabilities, self.common, strict=True)], axis=0)
-        best = int(shared.argmax())
+        # A stable sort: of equally probable classes the first comes first, as argmax has it.
+        best = int(np.argsort(-shared, kind="stable")[self.rank]) if self.rank else int(shared.argmax())
         chosen = tuple(int(indices[best]) for indices in self.common)
         if self.name == "agree" and chosen != own:
             raise BadTarget(
@@ -58,8 +66,25 @@ class TargetPolicy:
         return chosen
 
 
+def policies(target: str | int, vocabularies: Sequence[Vocabulary]) -> list[TargetPolicy]:
+    """`target` as the rules that it stands for: `top5` is five of them, anything else one; see `policy`.
+
+    Raises:
+        BadTarget: see `policy`; or there are fewer classes than asked for.
+    """
+    match = _TOP.fullmatch(str(target))
+    if match is None or target == "top1" or any(target in labels for labels in vocabularies):
+        return [policy(target, vocabularies)]
+    common = _common(vocabularies)
+    count = int(match[1])
+    if not 1 <= count <= len(common[0]):
+        raise BadTarget(f"target {target!r}: the networks have {len(common[0])} classes in common; give 1 to that many")
+    names = ["shared", *(f"shared, rank {rank}" for rank in range(2, count + 1))]
+    return [TargetPolicy(name, None, common, rank=rank) for rank, name in enumerate(names)]
+
+
 def policy(target: str | int, vocabularies: Sequence[Vocabulary]) -> TargetPolicy:
-    """`target` (a policy, a label or an index) for networks with these class names.
+    """`target` (a policy, a label, an index, or a contrast `A vs B` of two of them) for networks with these classes.
 
     Text that is a label is taken as one, also when it is a number; a number that is not text is always an index.
 
@@ -73,6 +98,14 @@ def policy(target: str | int, vocabularies: Sequence[Vocabulary]) -> TargetPolic
     # Text of digits may be a label all the same: classes can be called by numbers, and not in order.
     if _WHOLE.fullmatch(text) and not (isinstance(target, str) and any(text in labels for labels in vocabularies)):
         return TargetPolicy(text, _by_index(int(text), vocabularies), common)
+    wanted, versus, other = text.partition(VERSUS)
+    if versus and not any(label_key(text) == label_key(label) for labels in vocabularies for label in labels):
+        first, second = (policy(side.strip(), vocabularies).fixed for side in (wanted, other))
+        if first is None or second is None:
+            raise BadTarget(f"target {one_line(text, 80)!r} contrasts no two classes; give A vs B by labels or indices")
+        if first == second:
+            raise BadTarget(f"target {one_line(text, 80)!r} contrasts a class with itself; name two")
+        return TargetPolicy(text, first, common, against=second)
     return TargetPolicy(text, tuple(_by_label(text, vocabulary) for vocabulary in vocabularies), common)
 
 
