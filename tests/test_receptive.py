@@ -171,6 +171,11 @@ HALF = Grid((2, 2), (0, 0))
         (lambda y: torch.split(y, 2, 2)[0], None),
         (lambda y: y[:, :2], HALF),
         (lambda y: y[:, :, 1:], None),
+        (lambda y: y[:, :, :5, : y.shape[3]], HALF),
+        (lambda y: F.avg_pool2d(y, 3, 1, 1), HALF),
+        (lambda y: F.avg_pool2d(y, 2), Grid((4, 4), (1, 1))),
+        (lambda y: F.max_pool2d(y, kernel_size=3, stride=2), Grid((4, 4), (2, 2))),
+        (lambda y: F.max_pool2d(y, 3, 1, 2, 2), HALF),
         (lambda y: y[:, :, :, ::2], None),
         (lambda y: y[..., ::2, ::2], None),
         (lambda y: y * y.mean((2, 3), keepdim=True).sigmoid(), HALF),
@@ -212,7 +217,9 @@ def test_padding_same_and_uneven_windows() -> None:
     assert last(nn.Conv2d(3, 3, (3, 1), (2, 1), (1, 0))) == Grid((2, 1), (0, 0))
     assert last(nn.MaxPool2d(2)) == last(nn.AvgPool2d(2)) == Grid((2, 2), (0.5, 0.5))
     assert last(nn.MaxPool2d((3, 2), (2, 2), (1, 0))) == Grid((2, 2), (0, 0.5))
-    assert last(nn.Upsample(scale_factor=2)) is None
+    assert last(nn.Upsample(scale_factor=2)) == Grid((0.5, 0.5), (-0.25, -0.25), aligned=False)
+    assert last(nn.Upsample(size=9)) is None
+    assert last(nn.Upsample(scale_factor=2, mode="bilinear")) is None
     assert last(nn.ConvTranspose2d(3, 3, 2, 2)) is None
     assert last(nn.AdaptiveAvgPool2d(7)) is None
 

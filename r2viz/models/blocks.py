@@ -3,7 +3,8 @@
 Both take the same arguments, so that either can be given to the assemblies in `r2viz.models.resnet` and
 `r2viz.models.dla`: that is the paper's own point (arXiv 1904.01169, section 3: the block "can be plugged into"
 existing backbones). An assembly that narrows by another factor than 4 sets `expansion` in a subclass; one that has
-computed the shortcut elsewhere calls `block(x, shortcut)`.
+computed the shortcut elsewhere calls `block(x, shortcut)`; one that adds something more before the last ReLU sets
+`rectified` of that block to False.
 """
 
 from __future__ import annotations
@@ -26,6 +27,8 @@ class Bottleneck(TorchvisionBottleneck):
 
     Source: He et al. 2016; `attention` sits after `bn3`, before the addition (Hu et al. 2018).
     """
+
+    rectified = True
 
     def __init__(
         self,
@@ -73,6 +76,7 @@ class Res2NetBlock(nn.Module):
     """
 
     expansion = 4
+    rectified = True
 
     def __init__(
         self,
@@ -141,4 +145,4 @@ def _joined(block: Bottleneck | Res2NetBlock, out: Tensor, x: Tensor, shortcut: 
     if shortcut is None:
         shortcut = x if block.downsample is None else block.downsample(x)
     out += shortcut
-    return block.relu(out)
+    return block.relu(out) if block.rectified else out

@@ -122,6 +122,12 @@ def _after(node: fx.Node, grid: Grid, module: nn.Module) -> Grid | None:
         return _EVERYWHERE if axes in ((2, 3), [2, 3], (-2, -1), [-2, -1], (-1, -2), [-1, -2]) else None
     if name == "adaptive_avg_pool2d":
         return _EVERYWHERE if _argument(node, "output_size", 1) in _ONE else None
+    if name in ("avg_pool2d", "max_pool2d"):
+        kernel = _argument(node, "kernel_size", 1)
+        stride = _argument(node, "stride", 2) or kernel
+        dilation = _argument(node, "dilation", 4, 1) if name == "max_pool2d" else 1
+        window = (kernel, stride, _argument(node, "padding", 3, 0), dilation)
+        return None if any(isinstance(value, fx.Node) for value in window) else grid.through(*map(_pair, window))
     if name == "getitem":
         return grid if _keeps_places(node) else None
     if name in ("cat", "split", "chunk", "tensor_split"):  # by channels or pictures, never by rows or columns
@@ -134,7 +140,7 @@ def _argument(node: fx.Node, name: str, position: int, default: Any = None) -> A
 
 
 def _keeps_places(node: fx.Node) -> bool:
-    """Whether a `getitem` picks one part of a split, or whole rows and columns of a tensor."""
+    """Whether a `getitem` picks one part of a split, or rows and columns of a tensor from the first one on."""
     source, index = node.args[0], node.args[1]
     if isinstance(source, fx.Node) and getattr(source.target, "__name__", source.target) in (
         "split",
@@ -143,7 +149,10 @@ def _keeps_places(node: fx.Node) -> bool:
     ):
         return True
     indices = index if isinstance(index, tuple) else (index,)
-    return all(isinstance(part, slice) for part in indices) and all(part == slice(None) for part in indices[2:])
+    if not all(isinstance(part, slice) for part in indices):
+        return False
+    rows_and_columns: Any = indices[2:]
+    return all(part.start is None and part.step is None for part in rows_and_columns)
 
 
 def _through(layer: nn.Module, grid: Grid) -> Grid | None:
@@ -159,6 +168,12 @@ def _through(layer: nn.Module, grid: Grid) -> Grid | None:
         else:
             padding = _pair(layer.padding)
         return grid.through(kernel, stride, padding, dilation)
+    if isinstance(layer, nn.Upsample) and layer.mode == "nearest" and layer.scale_factor is not None:
+        # As many units share one centre as the factor says: the lattice through the middle of each such group.
+        factor = _pair(layer.scale_factor)
+        jump = (grid.jump[0] / factor[0], grid.jump[1] / factor[1])
+        start = (grid.start[0] - (factor[0] - 1) / 2 * jump[0], grid.start[1] - (factor[1] - 1) / 2 * jump[1])
+        return Grid(jump, start, aligned=False)
     if isinstance(layer, (nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d)) and layer.output_size in _ONE:
         return _EVERYWHERE
     return None
