@@ -25,6 +25,7 @@ __all__ = [
     "explain_many",
     "panel",
     "panel_batch",
+    "panel_many",
     "versions",
 ]
 
@@ -169,21 +170,45 @@ def explain_many(
     Memory holds one batch. `region` makes the object's region from the picture's `(H, W)`; other `options` as for
     `explain_batch`.
     """
+    return _many(pictures, models, batch, region, explain_batch, options)
+
+
+def panel_many(
+    pictures: Iterable[Picture | R2VizError],
+    models: Sequence[Model],
+    *,
+    batch: int = 8,
+    region: Callable[[tuple[int, int]], Region] | None = None,
+    **options: Any,
+) -> Iterator[list[CamRecord | R2VizError] | R2VizError]:
+    """`panel` for many pictures, as `explain_many`; other `options` as for `panel_batch`."""
+    return _many(pictures, models, batch, region, panel_batch, options)
+
+
+def _many(
+    pictures: Iterable[Picture | R2VizError],
+    models: Sequence[Model],
+    batch: int,
+    region: Callable[[tuple[int, int]], Region] | None,
+    engine: Callable[..., Sequence[Any]],
+    options: dict[str, Any],
+) -> Iterator[Any]:
     waiting: list[Picture | R2VizError] = []
     for picture in pictures:
         waiting.append(picture)
         if len(waiting) == batch:
-            yield from _flush(waiting, models, region, options)
+            yield from _flush(waiting, models, region, engine, options)
             waiting = []
-    yield from _flush(waiting, models, region, options)
+    yield from _flush(waiting, models, region, engine, options)
 
 
 def _flush(
     waiting: list[Picture | R2VizError],
     models: Sequence[Model],
     region: Callable[[tuple[int, int]], Region] | None,
+    engine: Callable[..., Sequence[Any]],
     options: dict[str, Any],
-) -> Iterator[CamRecord | R2VizError]:
+) -> Iterator[Any]:
     good: list[Picture] = []
     regions: list[Region | None] = []
     for number, item in enumerate(waiting):
@@ -193,7 +218,7 @@ def _flush(
                 good.append(item)
             except R2VizError as error:
                 waiting[number] = error
-    results = iter(explain_batch(good, models, regions=regions, **options))
+    results = iter(engine(good, models, regions=regions, **options))
     for item in waiting:
         yield next(results) if isinstance(item, Picture) else item
 

@@ -121,7 +121,7 @@ def _layout(aspect: float, panels: int, title: float) -> _Layout:
 def draw_source(ax: Axes, record: CamRecord, *, note: str = "") -> Axes:
     """The picture as it came, the region outlined, what no network saw dimmed."""
     shown, _ = shrunk(record.picture.rgb)
-    _panel(ax, shown, record)
+    draw_frame(ax, shown, record)
     height, width = record.picture.rgb.shape[:2]
     blank = [""] if record.region is not None else []  # so that titles of a row stand on one line
     titles(ax, record.picture.name, note or f"{width} × {height}", *blank)
@@ -136,7 +136,7 @@ def draw_map(ax: Axes, record: CamRecord, view: View, layer: str) -> Axes:
     laid = view.on_source(layer)
     # A tiny picture may lie wholly between a map's units, where a map that is not constant is zero all the same.
     if view.map(layer).constant or not np.nanmax(laid) > 0:
-        _panel(ax, grey, record, view)
+        draw_frame(ax, grey, record, view)
         ax.text(
             0.5, 0.5, "constant map:\nnothing to show", transform=ax.transAxes, ha="center", va="center", fontsize=7,
             color=WARNING, bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.85, "pad": 2}, **TEXT,
@@ -145,7 +145,7 @@ def draw_map(ax: Axes, record: CamRecord, view: View, layer: str) -> Axes:
         return ax
     map_ = resize(laid, grey.shape[:2])
     share = np.clip(np.nan_to_num(map_) / np.nanmax(laid), 0, 1)
-    _panel(ax, blend(grey, share, colormaps[MAP_COLOURS], map_opacity(share), np.isfinite(map_)), record, view)
+    draw_frame(ax, blend(grey, share, colormaps[MAP_COLOURS], map_opacity(share), np.isfinite(map_)), record, view)
     inside = record.inside(view, layer)
     marked = [] if inside is None else [str(inside)]
     titles(ax, view.title, probability, *marked)
@@ -170,7 +170,7 @@ def draw_difference(ax: Axes, record: CamRecord, layer: str) -> bool:
     notes = [] if ratio is None else [f"raw maxima × {ratio:.2g}"]
     blank = [""] if record.region is not None else []
     if difference is None:
-        _panel(ax, grey, record)
+        draw_frame(ax, grey, record)
         ax.text(
             0.5, 0.5, "no difference:\na map is constant", transform=ax.transAxes, ha="center", va="center", fontsize=7,
             color=WARNING, bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.85, "pad": 2}, **TEXT,
@@ -182,7 +182,9 @@ def draw_difference(ax: Axes, record: CamRecord, layer: str) -> bool:
     limit = float(np.nanmax(np.abs(small)))
     signed = np.nan_to_num(small) / limit if limit > 0 else np.nan_to_num(small)
     colours = colormaps[DIFFERENCE_COLOURS]
-    _panel(ax, blend(pale(grey), (signed + 1) / 2, colours, 0.85 * np.sqrt(np.abs(signed)), np.isfinite(small)), record)
+    draw_frame(
+        ax, blend(pale(grey), (signed + 1) / 2, colours, 0.85 * np.sqrt(np.abs(signed)), np.isfinite(small)), record
+    )
     # In multiples of a map that is the same everywhere: a unit that people can read, and that pictures share.
     notes.append(f"± {float(np.nanmax(np.abs(difference))) * np.isfinite(difference).sum():.2g}")
     titles(ax, title, ",  scale ".join(notes), *blank)
@@ -298,7 +300,7 @@ def _bars(
     colour_bar(bar, colours, (-1, 1), [-1, 1], [f"more {_short(first.title)}", f"more {_short(second.title)}"])
 
 
-def _panel(ax: Axes, shown: np.ndarray, record: CamRecord, view: View | None = None) -> None:
+def draw_frame(ax: Axes, shown: np.ndarray, record: CamRecord, view: View | None = None) -> None:
     """The picture on the axes in source coordinates, with what was not seen dimmed and the region outlined."""
     height, width = record.picture.rgb.shape[:2]
     seen = [one.geometry.seen for one in ([view] if view is not None else record.views)]

@@ -51,10 +51,10 @@ def render(drawing: Figure, kind: str, *, provenance: str = "") -> bytes:
     return buffer.getvalue()
 
 
-def titles(ax: Axes, title: str, *notes: str) -> None:
-    """Lines above a panel: the last one nearest to it; each made to fit the width of the panel's cell."""
+def titles(ax: Axes, title: str, *notes: str, least: float = 1.55) -> None:
+    """Lines above a panel: the last one nearest to it; each made to fit the panel's width, or `least` inches."""
     inches = ax.figure.get_size_inches()[0]  # type: ignore[union-attr]
-    room = max(ax.get_position().width * inches, 1.55) * 72
+    room = max(ax.get_position().width * inches, least) * 72
     for number, note in enumerate(reversed(notes)):
         _line(ax, note, 6.5, 3 + 8.2 * number, room)
     _line(ax, title, 8, 3 + 8.2 * len(notes) + 0.8, room, fontweight="bold")
@@ -69,7 +69,7 @@ def _line(ax: Axes, text: str, size: float, up: float, room: float, **more: Any)
     text = one_line(text, 200)
     with missing_glyphs_allowed():
         if width(text) > room:  # smaller letters first, then fewer
-            size *= max(0.8, room / width(text))
+            size *= max(0.7 if room < 72 else 0.8, room / width(text))
             font.set_size(size)
         if width(text) > room:
             fits = bisect_right(range(len(text)), room, key=lambda count: width(text[:count].rstrip() + "…"))
