@@ -14,8 +14,11 @@ from r2viz.models.row import Published, Row
 _HE = "He et al. 2016, arXiv 1512.03385"
 _XIE = "Xie et al. 2017, arXiv 1611.05431"
 _GAO = "Gao et al. 2021, arXiv 1904.01169"
+_HU = "Hu et al. 2018, arXiv 1709.01507"
+_CHEN = "Chen et al. 2019, arXiv 1807.03848"
 
 _IMAGENET: dict[str, Any] = {"preprocess": Preprocess(resize=256, crop=(224, 224)), "classes": "imagenet"}
+_BICUBIC: dict[str, Any] = {**_IMAGENET, "preprocess": Preprocess(resize=256, crop=(224, 224), interpolation="bicubic")}
 # torchvision's first weights: the paper's baselines. The later ones were trained by another recipe.
 _RESNET: dict[str, Any] = {
     "factory": "r2viz.models.resnet:resnet",
@@ -30,6 +33,8 @@ _RES2NET: dict[str, Any] = {
     **_IMAGENET,
 }
 _UNTRAINED = "no weights were published"
+_NONE = {"licence": _UNTRAINED}
+_IBM = "Apache-2.0 (its authors' code)"
 _50, _101, _152 = (3, 4, 6, 3), (3, 4, 23, 3), (3, 8, 36, 3)
 _V1B = {"stem": "deep", "shortcut": "avgpool"}  # the stem of three 3x3, and pooling in the shortcut
 
@@ -247,6 +252,95 @@ ZOO: dict[str, Row] = {
         embedded="res2net26_mini.safetensors",
         citation=_GAO,
         **_SMALL,
+    ),
+    "se_resnet50": Row(
+        title="SE-ResNet-50",
+        arguments={"depths": _50, "attention": "se"},
+        params=28_088_024,
+        macs=4_091_699_200,
+        oracle="timm:seresnet50",
+        hub="timm/seresnet50.ra2_in1k",
+        aliases=("seresnet50", "seresnet50.ra2_in1k"),
+        published=(Published("T1", "SENet-50", 76.76, 93.31),),
+        note="its public weights were trained by another recipe than the paper's, and are no baseline to Res2Net's",
+        **(_RESNET | _BICUBIC | {"citation": f"{_HE}; {_HU}", "licence": "Apache-2.0 (timm)"}),
+    ),
+    "se_res2net50_26w_4s": Row(
+        title="SE-Res2Net-50 26w-4s",
+        arguments={"depths": _50, "base_width": 26, "scale": 4, "attention": "se"},
+        params=28_230_112,
+        macs=4_257_681_408,
+        aliases=("se_res2net50",),
+        published=(Published("T1", "SE-Res2Net-50", 78.44, 94.06),),
+        note=f"26w-4s is our reading, after the paper's Res2Net-50; {_UNTRAINED}",
+        **(_RES2NET | {"citation": f"{_GAO}; {_HU}"} | _NONE),
+    ),
+    "bl_resnet50": Row(
+        title="bLResNet-50",
+        arguments={"depths": _50, "alpha": 2, "beta": 4},
+        params=26_694_568,
+        macs=2_856_058_880,
+        aliases=("blresnet50", "blresnet50_a2_b4"),
+        published=(Published("T1", "bLResNet-50", 77.59),),
+        note="its authors' weights are on no hub; key names are theirs, so their checkpoint can be given as a file",
+        **(_RESNET | {"factory": "r2viz.models.biglittle:bl_resnet", "citation": _CHEN, "licence": _IBM}),
+    ),
+    "bl_res2net50_26w_4s": Row(
+        title="bLRes2Net-50 26w-4s",
+        arguments={"depths": _50, "alpha": 2, "beta": 4, "base_width": 26, "scale": 4},
+        params=26_845_561,
+        macs=2_993_782_592,
+        aliases=("bl_res2net50", "blres2net50"),
+        published=(Published("T1", "bLRes2Net-50", 78.32, 94.00),),
+        note=f"26w-4s and which blocks cascade are our reading; {_UNTRAINED}",
+        **(_RES2NET | {"factory": "r2viz.models.biglittle:bl_res2net", "citation": f"{_GAO}; {_CHEN}"} | _NONE),
+    ),
+    "res2net50_26w_4s_299": Row(
+        title="Res2Net-50 26w-4s, 299 px",
+        arguments={"depths": _50, "base_width": 26, "scale": 4},
+        params=25_699_120,
+        macs=7_927_708_484,
+        oracle="timm:res2net50_26w_4s",
+        hub="timm/res2net50_26w_4s.in1k",
+        aliases=("res2net50_299",),
+        published=(Published("T1", "Res2Net-50-299", 78.59, 94.12),),
+        note="Res2Net-50 26w-4s fed larger pictures than its public weights were trained on (224 px)",
+        **(_RES2NET | {"preprocess": Preprocess(resize=341, crop=(299, 299))}),
+    ),
+    "densenet161": Row(
+        title="DenseNet-161",
+        factory="torchvision.models:densenet161",
+        params=28_681_000,
+        macs=7_727_907_072,
+        oracle="torchvision:densenet161",
+        hub="timm/densenet161.tv_in1k",
+        aliases=("densenet161.tv_in1k",),
+        published=(Published("T2", "DenseNet-161", 77.65, 93.80),),
+        measured_top1=77.358,
+        citation="Huang et al. 2017, arXiv 1608.06993",
+        licence="BSD-3-Clause (torchvision)",
+        **_BICUBIC,
+    ),
+    "inception_v3": Row(
+        title="Inception-v3",
+        factory="torchvision.models:inception_v3",
+        # The weights want channels of -1 … 1, which their preprocessing gives already. Without torchvision's own
+        # initialisation a fresh network answers every picture alike (logits differ by 4e-9).
+        arguments={"aux_logits": True, "transform_input": False, "init_weights": True},
+        params=27_161_264,
+        macs=5_713_216_096,
+        oracle="torchvision:inception_v3",
+        hub="timm/inception_v3.tv_in1k",
+        aliases=("inception_v3.tv_in1k",),
+        published=(Published("T1", "InceptionV3", 77.45, 93.56),),
+        measured_top1=77.434,
+        note="3,326,696 of its parameters are an auxiliary head's, used in training only and not counted in macs",
+        preprocess=Preprocess(
+            resize=341, crop=(299, 299), mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5), interpolation="bicubic"
+        ),
+        classes="imagenet",
+        citation="Szegedy et al. 2016, arXiv 1512.00567",
+        licence="BSD-3-Clause (torchvision)",
     ),
     **CIFAR,
 }
