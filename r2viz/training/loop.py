@@ -28,7 +28,8 @@ from tqdm import tqdm
 
 from r2viz.errors import BadWeights, ModelError, OutputError, one_line
 from r2viz.models.blocks import Bottleneck, Res2NetBlock
-from r2viz.models.zoo import ZOO, canonical
+from r2viz.models.elsewhere import plain
+from r2viz.models.zoo import row as known
 from r2viz.training.card import Run, logits, publish, replace, score
 from r2viz.training.data import DataSet, Pictures, read
 from r2viz.training.recipe import Recipe, draw, make, order
@@ -64,7 +65,7 @@ def train(
 
     Args:
         data: a folder that `r2viz.training.data.read` can read.
-        models: names of the table, or name -> function that builds a network from its number of classes.
+        models: names as for `r2viz.load`, or name -> function that builds a network from its number of classes.
         out: gets `NAME.safetensors`, `NAME.json`, `NAME.md`, `classes.txt`, `curves.png`, `curves.csv`, the checkpoint
             and the decoded pictures (`cache/`).
         epochs: over all picture sizes; see `Recipe.of`.
@@ -131,10 +132,14 @@ def _builders(models: Sequence[str] | Mapping[str, Build]) -> dict[str, Build]:
         return dict(models)
 
     def of_table(name: str) -> Build:
-        row = ZOO[canonical(name)]
+        row = known(name)
         return lambda num_classes: row.build(num_classes=num_classes)
 
-    return {name: of_table(name) for name in models}
+    # Files are called after the networks: no colon, no folder.
+    found = {plain(name).replace(":", "-"): of_table(name) for name in models}
+    if len(found) < len(models):
+        raise ModelError(f"two of {', '.join(models)} would write files of the same name; train them apart")
+    return found
 
 
 # --- Where it runs ---------------------------------------------------------------------------------------------------
