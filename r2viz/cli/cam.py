@@ -25,7 +25,13 @@ if TYPE_CHECKING:
 @click.command("cam")
 @click.argument("images", nargs=-1, required=True, metavar="IMAGE...")
 @click.option("--pair", default=None, metavar="NAME", help="Two networks to compare: auto (default), imagenet, mini.")
-@click.option("--model", "models", multiple=True, metavar="NAME", help="One or two networks instead of a pair.")
+@click.option(
+    "--model",
+    "models",
+    multiple=True,
+    metavar="NAME",
+    help="One or two networks instead of a pair: of `r2viz models`, timm:NAME, torchvision:NAME, net.py:factory.",
+)
 @click.option(
     "--weights",
     multiple=True,
@@ -177,12 +183,13 @@ def _networks(options: dict[str, Any]) -> list[tuple[str, str]]:
 
 def _request(networks: Sequence[tuple[str, str]], options: dict[str, Any]) -> str:
     """A digest of what was asked for, by content and without paths: results of another request are not ours to keep."""
+    from r2viz.models.elsewhere import identity
     from r2viz.models.weights import file_digest
 
     def content(path: str | None) -> str | None:
         return file_digest(path) if path is not None and os.path.isfile(path) else path
 
-    asked: list[Any] = [__version__, [[name, content(weights)] for name, weights in networks]]
+    asked: list[Any] = [__version__, [[identity(name), content(weights)] for name, weights in networks]]
     asked += [options["layers"], *(options[key] for key in ("method", "target", "box", "fit", "registration", "seed"))]
     asked += [content(options["mask"]), content(options["classes"])]
     return hashlib.sha256(json.dumps(asked).encode()).hexdigest()

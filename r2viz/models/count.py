@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import nn
 from torch.func import functional_call
@@ -21,8 +23,17 @@ def macs(module: nn.Module, size: tuple[int, int]) -> int:
     Counted by torch as a forward pass runs, without computing anything: the pass sees shapes only, whatever device
     the module is on. Additions, normalisations, activations and pooling are not counted, as is usual.
     """
-    state = {**dict(module.named_parameters()), **dict(module.named_buffers())}
-    shapes = {key: torch.empty_like(tensor, device="meta") for key, tensor in state.items()}
-    with frozen(module), torch.no_grad(), FlopCounterMode(display=False) as counter:
-        functional_call(module, shapes, (torch.empty(1, 3, *size, device="meta"),))
+    with FlopCounterMode(display=False) as counter:
+        shapes(module, size)
     return int(counter.get_total_flops()) // 2
+
+
+def shapes(module: nn.Module, size: tuple[int, int]) -> Any:
+    """What `module` gives for one picture of `size` (h, w), as tensors of shape without values; nothing is computed.
+
+    Hooks see such tensors too. The module stays as it is, whatever its mode and device.
+    """
+    state = {**dict(module.named_parameters()), **dict(module.named_buffers())}
+    bare = {key: torch.empty_like(tensor, device="meta") for key, tensor in state.items()}
+    with frozen(module), torch.no_grad():
+        return functional_call(module, bare, (torch.empty(1, 3, *size, device="meta"),))

@@ -84,7 +84,7 @@ def fetch(
             if not blob.exists():
                 url = hf_hub_url(repo_id, filename, revision=about.commit_hash, endpoint=endpoint)
                 partial = blob.with_name(f"{blob.name}.incomplete")
-                _download(url, partial, about.size, repo_id)
+                _download(url, partial, about.size, repo_id, _headers())
                 _verify(partial, about.etag, about.size, repo_id)
                 partial.replace(blob)
             _link(blob, link)
@@ -98,6 +98,63 @@ def fetch(
             "make room there, or let HF_HOME name another folder"
         ) from error
     return link, about.commit_hash
+
+
+def fetch_url(url: str) -> Path:
+    """The path of a file that torch's hub would download, in torch's own cache; downloaded when it is not there.
+
+    The end of its name (`-0676ba61.pth`) begins its sha256, and is compared when it comes. `TORCH_HOME` is honoured.
+
+    Raises:
+        WeightsUnavailable: neither cached nor to be had; nothing broken is left in the cache.
+    """
+    path, name = cached_url(url), Path(urlsplit(url).path).name
+    if path is not None:
+        return path
+    from huggingface_hub import constants, get_session
+    from huggingface_hub.utils import WeakFileLock
+
+    if constants.HF_HUB_OFFLINE:
+        raise WeightsUnavailable(f"the weights {name} are not in the cache and HF_HUB_OFFLINE is set; {ADVICE}")
+    answer = _answer(
+        urlsplit(url).netloc,
+        f"the weights {name} are not in the cache and",
+        lambda patience: get_session().head(url, timeout=patience, follow_redirects=True),
+    )
+    size = answer.headers.get("Content-Length", "")
+    if answer.status_code != 200 or not size.isdecimal():
+        raise WeightsUnavailable(
+            f"the weights {name} are not in the cache and {urlsplit(url).netloc} does not serve them (it answered "
+            f"{answer.status_code}); {ELSEWHERE}"
+        )
+    path = _torch_cache() / name
+    partial = path.with_name(f"{name}.incomplete")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with WeakFileLock(path.with_name(f"{name}.lock")):
+            if not path.exists():
+                _download(url, partial, int(size), name, {"Accept-Encoding": "identity"})
+                begins = re.search(r"-([0-9a-f]{8,})\.\w+$", name)
+                _verify(partial, begins[1] if begins else "", int(size), name)
+                partial.replace(path)
+    except OSError as error:
+        raise WeightsUnavailable(
+            f"the weights {name} cannot be stored in {path.parent} ({error.strerror or error}); "
+            "make room there, or let TORCH_HOME name another folder"
+        ) from error
+    return path
+
+
+def cached_url(url: str) -> Path | None:
+    """The path of such a file that is in torch's cache, or None; no network is used."""
+    path = _torch_cache() / Path(urlsplit(url).path).name
+    return path if path.is_file() and path.stat().st_size > 0 else None
+
+
+def _torch_cache() -> Path:
+    # As torch.hub.get_dir() says, which would import torch.
+    home = os.environ.get("TORCH_HOME") or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "torch"
+    return Path(home).expanduser() / "hub" / "checkpoints"
 
 
 def cached(
@@ -154,23 +211,28 @@ class _About:
     size: int
 
 
-def _ask(url: str, repo_id: str, filename: str) -> _About:
-    """What the hub says of a file, within `PATIENCE` seconds."""
+def _answer(host: str, missing: str, ask: Callable[[float], Any]) -> Any:
+    """What `ask(patience)` returns, if it does so within its patience and the host did not fail a moment ago."""
     from huggingface_hub import constants
 
-    host = urlsplit(url).netloc
     patience = float(constants.HF_HUB_ETAG_TIMEOUT) if os.environ.get("HF_HUB_ETAG_TIMEOUT") else PATIENCE
-    missing = f"the weights {repo_id} are not in the cache and"
     since, reason = _unreachable.get(host, (-GRUDGE, ""))
     if time.monotonic() - since < GRUDGE:
         raise WeightsUnavailable(f"{missing} {host} cannot be reached ({reason}); {ADVICE}")
     try:
         # The client's own timeout bounds each address and each read, and name resolution not at all.
-        answer = _within(patience, lambda: _head(url, patience))
+        return _within(patience, lambda: ask(patience))
     except Exception as error:  # whatever the network, a proxy or a mistyped HF_ENDPOINT can do
         reason = f"no answer within {patience:g} s" if _is(error, "Timeout") else one_line(str(error) or repr(error))
         _unreachable[host] = time.monotonic(), reason
         raise WeightsUnavailable(f"{missing} {host} cannot be reached ({reason}); {ADVICE}") from error
+
+
+def _ask(url: str, repo_id: str, filename: str) -> _About:
+    """What the hub says of a file, within `PATIENCE` seconds."""
+    host = urlsplit(url).netloc
+    missing = f"the weights {repo_id} are not in the cache and"
+    answer = _answer(host, missing, lambda patience: _head(url, patience))
     status, headers = answer.status_code, answer.headers
     if status >= 400:
         if status in (401, 403):
@@ -236,12 +298,12 @@ def _is(error: BaseException, kind: str) -> bool:
     return any(kind in base.__name__ for base in type(error).__mro__)
 
 
-def _download(url: str, partial: Path, size: int, repo_id: str) -> None:
+def _download(url: str, partial: Path, size: int, repo_id: str, headers: dict[str, str]) -> None:
     """Bring `partial` to `size` bytes, going on from what it has; several requests if the connection is cut."""
     from huggingface_hub import constants, get_session
     from tqdm import tqdm
 
-    host, headers = urlsplit(url).netloc, _headers()
+    host = urlsplit(url).netloc
     stall = constants.HF_HUB_DOWNLOAD_TIMEOUT
     best = have = partial.stat().st_size if partial.exists() else 0
     while have != size:
@@ -300,10 +362,10 @@ def _download(url: str, partial: Path, size: int, repo_id: str) -> None:
 
 
 def _verify(partial: Path, etag: str, size: int, repo_id: str) -> None:
-    # Large files have their sha256 as ETag; that of a small one is git's hash, and the length has to do.
-    wrong = partial.stat().st_size != size or (
-        re.fullmatch(r"[0-9a-f]{64}", etag) is not None and file_digest(partial) != etag
-    )
+    # Large files have their sha256 as ETag (or its beginning in their name); that of a small one is git's hash, and
+    # the length has to do.
+    known = re.fullmatch(r"[0-9a-f]{8,16}|[0-9a-f]{64}", etag) is not None
+    wrong = partial.stat().st_size != size or (known and not file_digest(partial).startswith(etag))
     if wrong:
         partial.unlink()
         raise WeightsUnavailable(

@@ -16,12 +16,13 @@ from torch import nn
 
 from r2viz.errors import BadWeights, ModelError, R2VizError, UnknownName, one_line
 from r2viz.geometry import Preprocess
-from r2viz.models import layouts
+from r2viz.models import count, layouts, zoo
 from r2viz.models import weights as stored
-from r2viz.models.hub import fetch
-from r2viz.models.pairs import choose, pair
+from r2viz.models.elsewhere import plain
+from r2viz.models.hub import fetch, fetch_url
+from r2viz.models.pairs import choose, no_weights, pair
+from r2viz.models.row import Row
 from r2viz.models.weights import Weights
-from r2viz.models.zoo import ZOO, Row, canonical
 
 RANDOM_SEED = 0
 EMBEDDED = Path(__file__).with_name("embedded")
@@ -50,10 +51,11 @@ def load(
     classes: Sequence[str] | None = None,
     device: str | torch.device = "cpu",
 ) -> Model:
-    """A network of the table, in evaluation mode, channels-last.
+    """A network, in evaluation mode, channels-last.
 
     Args:
-        name: a name or alias in `r2viz.models.zoo.ZOO`.
+        name: a name or alias in `r2viz.models.zoo.ZOO`, or a network elsewhere: `timm:NAME`, `torchvision:NAME`,
+            `path/to/file.py:factory`.
         weights: `"imagenet"` takes the public weights, `"mini"` those in the package, `"auto"` whichever of the two
             the network has, `"random"` seeded fresh ones (for tests and comparisons with "untrained"); anything else
             is a file: safetensors, or a pickle that holds tensors only.
@@ -64,12 +66,12 @@ def load(
 
     Raises:
         UnknownName: no such network.
-        WeightsUnavailable: the public weights are neither cached nor reachable.
+        WeightsUnavailable: there are no public weights, or they are neither cached nor reachable.
         BadWeights: the file cannot be read, is not safe, or does not fit.
         ModelError: the number of class names is not the number of classes.
     """
-    name = canonical(name)
-    row = ZOO[name]
+    name = zoo.canonical(name)
+    row = zoo.row(name)
     kind = os.fspath(weights)
     if seed is not None and kind != "random":
         raise ModelError(f"seed {seed} was given with weights {one_line(kind)!r}; a seed belongs to weights 'random'")
@@ -82,7 +84,13 @@ def load(
     labels = _labels(row, module, classes)
     module.eval().to(device=resolve_device(device), memory_format=torch.channels_last)  # type: ignore[call-overload]
     return Model(
-        name, row.title, module, row.preprocess, labels, origin, RANDOM_SEED if origin.random and seed is None else seed
+        plain(name),
+        row.title,
+        module,
+        row.preprocess,
+        labels,
+        origin,
+        RANDOM_SEED if origin.random and seed is None else seed,
     )
 
 
@@ -141,23 +149,51 @@ def _random(row: Row, seed: int) -> tuple[nn.Module, Weights]:
 
 def _stored(name: str, row: Row, kind: str) -> tuple[nn.Module, Weights]:
     path, source = _located(name, row, kind)
+    if row.lent and source.kind == "hub":
+        return _as_its_library_would(name, row, path, source)
     state, layout = layouts.remap(stored.read(path, dtype=torch.float32), source=source.source)
     origin = replace(source, sha256=stored.file_digest(path), note=source.note or layout.note)
-    size = stored.head_size(state)
-    with torch.device("meta"):  # no memory and no random numbers are spent on weights that the file replaces
-        module = row.build() if size is None else row.build(num_classes=size)
+    module = _empty(row)
+    head, outputs = _head(module)
+    size = stored.head_size(state, head)
+    if size not in (None, outputs):
+        module = _empty(row, num_classes=size)
     stored.fit(module, state, name=name, source=origin.source)
     layouts.adapt(module, layout)
     return module, origin
 
 
+def _empty(row: Row, **more: Any) -> nn.Module:
+    """The network for weights to be put in: no memory and no random numbers are spent on what a file replaces."""
+    if row.lent:  # foreign code may compute with what it builds, or keep tensors that no state dict has
+        return row.build(**more)
+    with torch.device("meta"):
+        return row.build(**more)
+
+
+def _as_its_library_would(name: str, row: Row, path: Path, source: Weights) -> tuple[nn.Module, Weights]:
+    try:
+        module = row.build(file=path)
+    except R2VizError:
+        raise
+    except Exception as error:  # damaged, or of another version of the library
+        raise BadWeights(
+            f"{source.source} does not fit {name} ({type(error).__name__}: {one_line(str(error), 160)}); remove "
+            f"{one_line(str(path))} to fetch it again, or give --weights FILE"
+        ) from error
+    return module, replace(source, sha256=stored.file_digest(path))
+
+
 def _located(name: str, row: Row, kind: str) -> tuple[Path, Weights]:
     """The file that `kind` of weights means for this network, and what to call it."""
     if kind == "auto":
-        kind = "mini" if row.hub is None else "imagenet"
+        kind = "mini" if row.embedded is not None and not row.public else "imagenet"
     if kind == "imagenet":
+        if row.url is not None:
+            path = fetch_url(row.url)
+            return path, Weights("hub", f"torchvision/{path.name}", "")
         if row.hub is None:
-            raise UnknownName(f"{name} has no public weights; there are 'mini', 'random' and files")
+            raise no_weights(name, row)
         path, commit = fetch(row.hub)
         return path, Weights("hub", f"{row.hub}@{commit[:12]}", "")
     if kind == "mini":
@@ -171,20 +207,39 @@ def _located(name: str, row: Row, kind: str) -> tuple[Path, Weights]:
 
 
 def _labels(row: Row, module: nn.Module, classes: Sequence[str] | None) -> tuple[str, ...]:
-    count = _outputs(module)
+    outputs = _outputs(row, module)
     if classes is not None:
-        if len(classes) != count:
+        if len(classes) != outputs:
             raise ModelError(
-                f"{len(classes)} class names came for a network of {count} classes; give one name per class, in order"
+                f"{len(classes)} class names came for a network of {outputs} classes; give one name per class, in order"
             )
         return tuple(classes)
-    known = class_names(row.classes)
-    return known if len(known) == count else tuple(f"class {index}" for index in range(count))
+    known = class_names(row.classes) if row.classes else ()
+    return known if len(known) == outputs else tuple(f"class {index}" for index in range(outputs))
 
 
-def _outputs(module: nn.Module) -> int:
-    head = [part for part in module.modules() if isinstance(part, nn.Linear)][-1]
-    return head.out_features
+def _outputs(row: Row, module: nn.Module) -> int:
+    if row.lent:  # where the head is in a foreign network is best seen by what comes out
+        try:
+            logits = count.shapes(module, row.size)
+        except Exception:  # such code need not run on tensors without values
+            return _head(module)[1]
+        if not isinstance(logits, torch.Tensor) or logits.ndim != 2:
+            said = f"{tuple(logits.shape)}" if isinstance(logits, torch.Tensor) else f"a {type(logits).__name__}"
+            raise ModelError(
+                f"{row.title} gives {said} for a picture; expected logits (1, classes): it is no classifier"
+            )
+        return logits.shape[1]
+    return _head(module)[1]
+
+
+def _head(module: nn.Module) -> tuple[str, int]:
+    """Name and number of outputs of the last layer that could be a head: linear, or a convolution."""
+    found = [(name, part) for name, part in module.named_modules() if isinstance(part, (nn.Linear, nn.Conv2d))]
+    if not found:
+        return "", 0
+    name, last = found[-1]
+    return name, last.out_features if isinstance(last, nn.Linear) else last.out_channels
 
 
 def class_names(vocabulary: str) -> tuple[str, ...]:

@@ -10,9 +10,10 @@ import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from r2viz.errors import UnknownName, WeightsUnavailable, nearest
-from r2viz.models.hub import fetch
-from r2viz.models.zoo import ZOO
+from r2viz.errors import UnknownName, WeightsUnavailable, nearest, one_line
+from r2viz.models import zoo
+from r2viz.models.hub import fetch, fetch_url
+from r2viz.models.row import Row
 
 
 @dataclass(frozen=True)
@@ -82,9 +83,22 @@ def obtain(networks: Iterable[tuple[str, str]]) -> None:
     """Make sure that the public weights of these (network, weights) are in the cache, where they are asked for.
 
     Raises:
-        WeightsUnavailable: they are neither cached nor reachable.
+        WeightsUnavailable: they are neither cached nor reachable, or there are none.
     """
     for model, weights in networks:
-        repository = ZOO[model].hub
-        if weights in ("auto", "imagenet") and repository is not None:
-            fetch(repository)
+        row = zoo.row(model)
+        if weights not in ("auto", "imagenet"):
+            continue
+        if row.hub is not None:
+            fetch(row.hub)
+        elif row.url is not None:
+            fetch_url(row.url)
+        elif weights == "imagenet" or row.embedded is None:
+            raise no_weights(model, row)
+
+
+def no_weights(name: str, row: Row) -> WeightsUnavailable:
+    """The error for a network whose public weights were asked for, and that has none."""
+    others = "--weights mini, FILE or random" if row.embedded is not None else "--weights FILE or --weights random"
+    why = f" ({row.note})" if row.note else ""
+    return WeightsUnavailable(f"{one_line(name)} has no public weights{why}; give {others}", code="weights_none")

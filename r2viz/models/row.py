@@ -39,6 +39,7 @@ class Row:
         params: parameters, as `r2viz.models.count.params` counts them.
         macs: multiply-adds of one picture of the row's own `size`, as `r2viz.models.count.macs` counts them.
         hub: repository of its public weights, or None.
+        url: address of its public weights, where they are in no repository of the hub.
         embedded: file of its weights in the package, or None.
         aliases: other names for it, timm's among them.
         published: what the paper's tables say of it.
@@ -57,6 +58,7 @@ class Row:
     macs: int
     arguments: Mapping[str, Any] = field(default_factory=dict)
     hub: str | None = None
+    url: str | None = None
     embedded: str | None = None
     aliases: tuple[str, ...] = ()
     published: tuple[Published, ...] = ()
@@ -74,6 +76,16 @@ class Row:
     def top1(self) -> float | None:
         """The paper's accuracy in percent, or None."""
         return self.published[0].top1 if self.published else None
+
+    @property
+    def public(self) -> bool:
+        """Whether its weights can be downloaded."""
+        return self.hub is not None or self.url is not None
+
+    @property
+    def lent(self) -> bool:
+        """Whether another library or a user's file builds it: nothing is then known of how it does so."""
+        return self.factory.startswith("r2viz.models.elsewhere:")
 
     def build(self, **more: Any) -> nn.Module:
         """The network with fresh weights; `more` (say `num_classes`) goes over the row's arguments."""

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from r2viz.errors import UnknownName, nearest
+from r2viz.errors import UnknownName, nearest, one_line
 from r2viz.geometry import Preprocess
+from r2viz.models import elsewhere
 from r2viz.models.cifar import CIFAR
 from r2viz.models.row import Published, Row
 
@@ -351,22 +352,30 @@ _NAMES = {name: key for key, known in ZOO.items() for name in (key, *known.alias
 
 
 def canonical(name: str) -> str:
-    """The table's name for `name` or one of its aliases.
+    """The table's name for `name` or one of its aliases; the name of a network elsewhere stays as it is.
 
     Raises:
-        UnknownName: no such network; the message suggests the nearest.
+        UnknownName: no such network in the table; the message suggests the nearest.
     """
     if name in _NAMES:
         return _NAMES[name]
+    if elsewhere.is_elsewhere(name):
+        return name
     raise UnknownName(
-        f"no model {name!r}{nearest(name, _NAMES)}; `r2viz models` lists all {len(ZOO)}", code="unknown_name.model"
+        f"no model {one_line(name)!r}{nearest(name, _NAMES)}; `r2viz models` lists all {len(ZOO)}, and there are "
+        "timm:NAME, torchvision:NAME and path/to/file.py:factory",
+        code="unknown_name.model",
     )
 
 
 def row(name: str) -> Row:
-    """What is known of the network called `name`, a name of the table or an alias.
+    """What is known of the network called `name`: a name of the table, an alias, or a name elsewhere.
+
+    Imports no torch for names of the table.
 
     Raises:
         UnknownName: no such network; the message suggests the nearest.
+        ModelError: its library is not installed, or its file cannot be run.
     """
-    return ZOO[canonical(name)]
+    name = canonical(name)
+    return ZOO[name] if name in ZOO else elsewhere.row(name)
