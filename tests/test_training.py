@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import csv
 import errno
 import io
@@ -11,6 +12,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 
@@ -19,20 +21,22 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from click.testing import CliRunner
 from PIL import Image
 from torch import nn
 
+from r2viz.cli import cli
 from r2viz.errors import BadData, BadWeights, ModelError, OutputError, UnknownName
 from r2viz.geometry import Preprocess
 from r2viz.models.blocks import Bottleneck, Res2NetBlock
 from r2viz.models.resnet import ResNet
 from r2viz.models.zoo import ZOO
 from r2viz.training import loop as training
-from r2viz.training import train
+from r2viz.training import speed, train
 from r2viz.training.card import logits, multiply_adds, score
 from r2viz.training.data import Pictures, read
 from r2viz.training.recipe import Recipe, draw, make, normalised, order
-from r2viz.training.speed import fast_bfloat16, matrix_convolutions
+from r2viz.training.speed import fast_bfloat16, fast_layers
 
 tiny = partial(ResNet, depths=(1, 1, 1, 2), widths=(4, 4, 8, 8), strides=(1, 2, 1, 1), stem="3x3", stem_width=8)
 TINY = {
@@ -283,10 +287,11 @@ def test_sigkill_while_writing_leaves_a_whole_checkpoint(tmp_path: Path) -> None
     assert (lambda state: (state["values"] == state["step"]).all())(torch.load(file, weights_only=True))
 
 
-def test_a_loss_that_is_no_number_stops_the_run(data: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_a_loss_that_is_no_number_stops_the_run(data: Path, tmp_path: Path, precision: str) -> None:
     recipe = Recipe(phases=((16, 1),), batch=16, rate=1e30)
     with pytest.raises(ModelError, match=r"resnet: the loss is (nan|inf) at step 5 .*train with a smaller rate"):
-        train(data, TINY, tmp_path, **TINY_RUN | {"recipe": recipe, "precision": "float32"})
+        train(data, TINY, tmp_path, **TINY_RUN | {"recipe": recipe, "precision": precision})
 
 
 def test_an_unknown_network_is_named(data: Path, tmp_path: Path) -> None:
@@ -520,7 +525,7 @@ def test_logits_resize_when_asked() -> None:
 
 @pytest.mark.parametrize("name", list(TINY))
 @pytest.mark.parametrize("side", [16, 64])
-def test_matrix_convolutions_give_the_gradients_of_convolutions(name: str, side: int) -> None:
+def test_fast_layers_give_the_gradients_of_plain_ones(name: str, side: int) -> None:
     """In bfloat16 both ways round; neither may be farther from float32 than the other by much."""
     torch.manual_seed(0)
     module = TINY[name](3).to(memory_format=torch.channels_last)
@@ -534,7 +539,7 @@ def test_matrix_convolutions_give_the_gradients_of_convolutions(name: str, side:
         return torch.cat([parameter.grad.flatten() for parameter in module.parameters() if parameter.grad is not None])
 
     exact, library = gradients(bfloat16=False), gradients(bfloat16=True)
-    with matrix_convolutions(module):
+    with fast_layers(module):
         ours = gradients(bfloat16=True)
     assert ours.dtype == torch.float32
     assert (ours - exact).norm() < 1.5 * (library - exact).norm() + 1e-6
@@ -549,11 +554,179 @@ def test_one_matrix_convolution_against_autograd(kernel: int, channels: int, str
     x = torch.randn(2, channels, 7, 8, requires_grad=True)
     weight = torch.randn_like(conv(x))
     wanted = torch.autograd.grad((conv(x) * weight).sum(), [x, conv.weight])
-    with matrix_convolutions(conv):
+    with fast_layers(conv):
         ours = torch.autograd.grad((conv(x).float() * weight).sum(), [x, conv.weight])
     for mine, theirs in zip(ours, wanted, strict=True):
         assert mine.shape == theirs.shape
         assert (mine - theirs).abs().max() < 0.02 * theirs.abs().max()
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("count", [1, 70])
+def test_the_gradient_of_unfolded_neighbours_in_float64(count: int, stride: int) -> None:
+    """70 pictures are more than one portion, and no whole number of them."""
+    torch.manual_seed(0)
+    x = torch.randn(count, 5, 8, 6, dtype=torch.float64)
+    weight = torch.randn(7, 5, 3, 3, dtype=torch.float64, requires_grad=True)
+    out = nn.functional.conv2d(x, weight, None, stride, 1)
+    grad = torch.randn_like(out)
+    (wanted,) = torch.autograd.grad(out, weight, grad)
+    for layout in (torch.contiguous_format, torch.channels_last):
+        ours = speed._unfolded(grad.contiguous(memory_format=layout), x.contiguous(memory_format=layout), stride)
+        assert torch.allclose(ours, wanted, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("layout", ["channels-last", "channels-first", "broadcast"])
+def test_relu_by_bits_is_relu(layout: str) -> None:
+    """All 65536 numbers of bfloat16, infinities, both zeros and NaNs of both signs among them."""
+    x = torch.arange(-(2**15), 2**15).to(torch.int16).view(torch.bfloat16).view(4, 64, 16, 16)
+    x = x.contiguous(memory_format=torch.channels_last).requires_grad_()
+    grad = torch.randn(4, 64, 16, 16).bfloat16()
+    if layout == "broadcast":
+        grad = grad[:, :, :1, :1].expand(-1, -1, 16, 16)
+    elif layout == "channels-last":
+        grad = grad.contiguous(memory_format=torch.channels_last)
+    wanted = nn.functional.relu(x)
+    for module in (nn.ReLU(), nn.ReLU(inplace=True)):
+        with fast_layers(module):
+            ours = module(x * 1)
+        number = ~wanted.isnan()
+        assert torch.equal(ours.isnan(), wanted.isnan()), "what went wrong must stay visible"
+        assert torch.equal(ours[number], wanted[number])
+        mine, theirs = (torch.autograd.grad(out, x, grad, retain_graph=True)[0] for out in (ours, wanted))
+        assert torch.equal(mine[number], theirs[number])
+
+
+def test_relu_of_float32_and_of_views_is_left_alone() -> None:
+    module = nn.ReLU(inplace=True)
+    for dtype in (torch.float32, torch.bfloat16):
+        x = torch.randn(2, 6, 3, 3, dtype=dtype, requires_grad=True)
+        parts = (x * 1).split(3, dim=1)
+        with fast_layers(module):
+            if dtype == torch.bfloat16:
+                assert torch.equal(module(parts[0]), nn.functional.relu(x[:, :3]))
+            else:
+                assert torch.equal(module(x * 1), nn.functional.relu(x))
+    assert "forward" not in vars(module)
+
+
+def test_the_mean_over_a_map_in_float64() -> None:
+    module = nn.AdaptiveAvgPool2d(1)
+    x = torch.randn(2, 3, 4, 5, dtype=torch.float64, requires_grad=True)
+    with fast_layers(module):
+        assert torch.equal(module(x), nn.functional.adaptive_avg_pool2d(x, 1))
+        assert torch.autograd.gradcheck(module, x)
+
+
+def test_running_statistics_are_those_of_what_came() -> None:
+    torch.manual_seed(0)
+    module = TINY["res2net"](3).to(memory_format=torch.channels_last)
+    came: dict[nn.Module, torch.Tensor] = {}
+    norms = [part for part in module.modules() if isinstance(part, nn.BatchNorm2d)]
+    for norm in norms:
+        norm.register_forward_hook(lambda norm, args, _: came.update({norm: args[0].detach().double()}))
+    with fast_layers(module), torch.autocast("cpu", torch.bfloat16):
+        module(torch.randn(8, 3, 32, 32).contiguous(memory_format=torch.channels_last))
+    assert len(came) == len(norms)
+    for norm, x in came.items():
+        variance, mean = torch.var_mean(x, (0, 2, 3))
+        assert torch.allclose(norm.running_mean.double(), 0.1 * mean, rtol=1e-4, atol=1e-6)
+        assert torch.allclose(norm.running_var.double(), 0.9 + 0.1 * variance, rtol=1e-5)
+
+
+def _networks(precision: str) -> tuple[training._Place, dict[str, training._Network], ExitStack]:
+    place = training._Place(torch.device("cpu"), training._dtype(precision, torch.device("cpu")))
+    stack = ExitStack()
+    return place, training._networks(TINY, 3, 0, RECIPE, place, stack), stack
+
+
+def _losses(data: Path, precision: str) -> dict[str, list[float]]:
+    """Of 30 steps on the colours."""
+    place, networks, stack = _networks(precision)
+    fast = precision == "bfloat16" and training.fast_bfloat16()
+    for network in networks.values():
+        assert any("forward" in vars(part) for part in network.module.modules()) == fast
+    found = read(data, 24)
+    pixels, labels = torch.from_numpy(found.training.pixels), torch.from_numpy(found.training.labels)
+    losses: dict[str, list[float]] = {name: [] for name in networks}
+    with stack:
+        for epoch in range(6):
+            indices = order(0, epoch, 90)
+            for batch in range(5):
+                drawn = draw(RECIPE, 0, epoch, batch, indices[batch * 16 : batch * 16 + 16], 24)
+                x, y = make(drawn, pixels, 16), labels[torch.from_numpy(drawn.indices)]
+                for name, network in networks.items():
+                    losses[name].append(float(network.learn(x, y, 0.05, RECIPE, place)))
+    return losses
+
+
+def test_fast_layers_learn_like_plain_ones(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    exact = _losses(data, "float32")
+    monkeypatch.setattr(training, "fast_bfloat16", lambda: True)
+    fast = _losses(data, "bfloat16")
+    monkeypatch.setattr(training, "fast_bfloat16", lambda: False)
+    plain = _losses(data, "bfloat16")
+    for name in TINY:
+        assert exact[name][-1] < 0.7 * exact[name][0]
+        ours, library = (np.abs(np.subtract(found[name], exact[name])) for found in (fast, plain))
+        assert ours.mean() < 2 * library.mean() + 0.01
+        assert fast[name][-5:] == pytest.approx(exact[name][-5:], abs=0.1)
+
+
+@pytest.mark.parametrize(("precision", "amx"), [("float32", True), ("bfloat16", False)])
+def test_elsewhere_the_layers_are_pytorchs_own(precision: str, amx: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(training, "fast_bfloat16", lambda: amx)
+    _, networks, stack = _networks(precision)
+    with stack:
+        for network in networks.values():
+            assert not any("forward" in vars(part) for part in network.module.modules())
+
+
+def test_the_update_is_nesterovs_by_hand() -> None:
+    place, networks, stack = _networks("float32")
+    network = networks["resnet"]
+    x = torch.randn(16, 3, 16, 16).contiguous(memory_format=torch.channels_last)
+    y = torch.arange(16) % 3
+    momenta: dict[str, torch.Tensor] = {}
+    with stack:
+        for rate in (0.05, 0.1, 0.02):
+            before = {name: value.detach().clone() for name, value in network.module.named_parameters()}
+            network.learn(x, y, rate, RECIPE, place)
+            for name, value in network.module.named_parameters():
+                assert value.grad is not None
+                slope = value.grad + (5e-4 * before[name] if value.ndim > 1 else 0)
+                momenta[name] = 0.9 * momenta[name] + slope if name in momenta else slope
+                wanted = before[name] - rate * (slope + 0.9 * momenta[name])
+                assert torch.allclose(value, wanted, rtol=1e-5, atol=1e-6), name
+
+
+def test_a_checkpoint_of_another_update_is_gone_on_with() -> None:
+    """Runs that were started before the update was one pass hold `foreach` in their checkpoints."""
+    place, networks, stack = _networks("float32")
+    x, y = torch.randn(16, 3, 16, 16), torch.arange(16) % 3
+    with stack:
+        network = networks["resnet"]
+        network.learn(x, y, 0.05, RECIPE, place)
+        state = copy.deepcopy(network.state())
+        for group in state["optimizer"]["param_groups"]:
+            group.update(foreach=True, fused=None)
+        first = float(network.learn(x, y, 0.05, RECIPE, place))
+        after = {key: value.clone() for key, value in network.module.state_dict().items()}
+        network.load(state)
+        assert float(network.learn(x, y, 0.05, RECIPE, place)) == first
+        for key, value in network.module.state_dict().items():
+            assert torch.allclose(value, after[key], rtol=1e-5, atol=1e-6), key
+
+
+def test_the_command_writes_its_version_number_on_the_cards(data: Path, tmp_path: Path) -> None:
+    options = ["--epochs", "1", "--size", "16", "--device", "cpu", "--models", "resnet26_mini"]
+    done = CliRunner().invoke(cli, ["train", str(data), "--out", str(tmp_path), *options, "--version-number", "7"])
+    assert done.exit_code == 0, done.output
+    assert json.loads((tmp_path / "resnet26_mini.json").read_text())["version"] == 7
+    assert "version 7" in (tmp_path / "resnet26_mini.md").read_text().splitlines()[0]
+    done = CliRunner().invoke(cli, ["train", str(data), "--version-number", "0"])
+    assert done.exit_code == 2
+    assert "0 is not in the range x>=1" in done.output
 
 
 def test_whether_the_cpu_is_fast_is_answered() -> None:

@@ -27,6 +27,15 @@ import click
 @click.option(
     "--precision", default="auto", show_default=True, type=click.Choice(["auto", "float32", "bfloat16", "float16"])
 )
+@click.option(
+    "--version-number",
+    "version",
+    default=1,
+    show_default=True,
+    type=click.IntRange(1),
+    metavar="N",
+    help="The version that the cards show; it changes nothing else.",
+)
 @click.option("--json", "as_json", is_flag=True, help="The cards as one object.")
 def command(data: str, models: str, as_json: bool, **options: Any) -> None:
     """Train networks alike: same pictures, order, crops, schedule and seed.

@@ -33,7 +33,7 @@ from r2viz.models.zoo import row as known
 from r2viz.training.card import Run, logits, publish, replace, score
 from r2viz.training.data import DataSet, Pictures, read
 from r2viz.training.recipe import Recipe, draw, make, order
-from r2viz.training.speed import fast_bfloat16, keep_memory, matrix_convolutions
+from r2viz.training.speed import fast_bfloat16, fast_layers, keep_memory
 
 Build = Callable[[int], nn.Module]
 
@@ -263,7 +263,7 @@ def _networks(
                     nn.init.zeros_(block.get_parameter("bn3.weight"))
         module.to(place.device).to(memory_format=torch.channels_last)
         if place.device.type == "cpu" and place.dtype == torch.bfloat16 and fast_bfloat16():
-            stack.enter_context(matrix_convolutions(module))
+            stack.enter_context(fast_layers(module))
         decayed = [parameter for parameter in module.parameters() if parameter.ndim > 1]
         others = [parameter for parameter in module.parameters() if parameter.ndim <= 1]
         optimizer = torch.optim.SGD(
@@ -271,7 +271,9 @@ def _networks(
             lr=recipe.rate,
             momentum=recipe.momentum,
             nesterov=True,
-            foreach=True,
+            # One pass over the parameters instead of five; on CUDA a scaler may stand between, so there as ever.
+            foreach=place.device.type != "cpu",
+            fused=place.device.type == "cpu",
         )
         shared = DistributedDataParallel(module) if place.world > 1 else module
         scaler = torch.amp.GradScaler(place.device.type, enabled=place.dtype == torch.float16)
