@@ -199,9 +199,18 @@ def _same_memory(output: object, given: object) -> bool:
 
 
 def unwrapped(module: nn.Module) -> nn.Module:
-    """The plain network behind `torch.compile`'s wrapper: hooks placed on the wrapper's parts would never fire."""
-    original = getattr(module, "_orig_mod", None)
-    return original if isinstance(original, nn.Module) else module
+    """The plain network behind the wrappers of `torch.compile` and of data parallelism.
+
+    Hooks placed on the parts of a compiled network would never fire; `DataParallel` calls copies of the network, whose
+    taps nobody reads.
+    """
+    while True:
+        original = getattr(module, "_orig_mod", None)
+        if isinstance(module, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
+            original = module.module
+        if not isinstance(original, nn.Module):
+            return module
+        module = original
 
 
 def device_of(module: nn.Module) -> torch.device:

@@ -8,10 +8,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from r2viz.attribution.methods import method_named
 from r2viz.attribution.rerun import Progress, Rerun, silent
-from r2viz.attribution.scores import Score, Targets, score_of
+from r2viz.attribution.scores import Score, Targets
 from r2viz.errors import BadTarget, ModelError, TapError, UnknownName
 from r2viz.taps import Point, device_of, frozen, lock, point, tap, unwrapped
 
@@ -75,7 +76,7 @@ class Pass:
         row = method_named(method)
         if not callable(targets):
             _ = self.logits
-        score = score_of(targets, self.output)
+        score = row.score(targets, self.output)
         points = self.points if row.needs != "pixels" else dict(list(self.points.items())[:1])
         parts = {layer: where.part(self.activations[layer].detach()) for layer, where in points.items()}
         if row.needs == "activations":
@@ -83,6 +84,8 @@ class Pass:
         if row.needs == "gradients":
             gradients = self._gradients(score, keep)
             return {layer: row.function(part, gradients[layer]) for layer, part in parts.items()}
+        if row.needs == "curvature":
+            return {layer: row.function(parts[layer], *pair) for layer, pair in self._curvature(score).items()}
         rows = torch.arange(len(self.batch), device=self.batch.device)
         with torch.inference_mode():
             base = score(self.output, rows)
@@ -108,7 +111,39 @@ class Pass:
     def _gradients(self, score: Score, keep: bool) -> dict[str, Tensor]:
         """`{layer: (N, C, h, w)}`: of each picture's score, by each layer's part."""
         wanted = {id(tensor): tensor for tensor in self.activations.values()}
-        first = next(iter(self.points))
+        total = self._total(score)
+        found = torch.autograd.grad(total, list(wanted.values()), allow_unused=True, retain_graph=keep)
+        by_tensor = dict(zip(wanted, found, strict=True))
+        gradients = {}
+        for layer, where in self.points.items():
+            whole = by_tensor[id(self.activations[layer])]
+            if whole is None:
+                raise _apart(layer)
+            gradients[layer] = where.part(whole)
+        return gradients
+
+    def _curvature(self, score: Score) -> dict[str, tuple[Tensor, Tensor]]:
+        """`{layer: (gradient, Hessian times activations)}`, `(N, C, h, w)` each, of the layer's part.
+
+        The product is exact, by differentiating twice. It keeps the graph, which goes with the pass.
+        """
+        total, found = self._total(score), {}
+        for layer, where in self.points.items():
+            whole = self.activations[layer]
+            with torch.inference_mode(False), torch.enable_grad():
+                (slope,) = torch.autograd.grad(total, whole, create_graph=True, allow_unused=True)
+                if slope is None:
+                    raise _apart(layer)
+                along = (where.part(slope) * where.part(whole.detach())).sum()
+            bend = None
+            if along.requires_grad:
+                (bend,) = torch.autograd.grad(along, whole, retain_graph=True, allow_unused=True)
+            gradient = where.part(slope.detach())
+            found[layer] = gradient, torch.zeros_like(gradient) if bend is None else where.part(bend)
+        return found
+
+    def _total(self, score: Score) -> Tensor:
+        """The sum of all pictures' scores, to be differentiated."""
         # The caller may be under `no_grad` or `inference_mode`, where the scores would lose their graph.
         with torch.inference_mode(False), torch.enable_grad():
             # One sum for the whole batch: in evaluation mode pictures do not influence each other.
@@ -117,16 +152,12 @@ class Pass:
                 raise BadTarget(f"the target function gave {len(scores)} numbers for {len(self.batch)} pictures")
             total = scores.sum()
         if not total.requires_grad:
-            raise TapError(f"the class scores do not depend on {first!r}; choose a layer that leads to the output")
-        found = torch.autograd.grad(total, list(wanted.values()), allow_unused=True, retain_graph=keep)
-        by_tensor = dict(zip(wanted, found, strict=True))
-        gradients = {}
-        for layer, where in self.points.items():
-            whole = by_tensor[id(self.activations[layer])]
-            if whole is None:
-                raise TapError(f"the class scores do not depend on {layer!r}; choose a layer that leads to the output")
-            gradients[layer] = where.part(whole)
-        return gradients
+            raise _apart(next(iter(self.points)))
+        return total
+
+
+def _apart(layer: str) -> TapError:
+    return TapError(f"the class scores do not depend on {layer!r}; choose a layer that leads to the output")
 
 
 def forward_pass(module: nn.Module, batch: Tensor, layers: Sequence[str]) -> Pass:
@@ -143,11 +174,7 @@ def forward_pass(module: nn.Module, batch: Tensor, layers: Sequence[str]) -> Pas
     layers = [layers] if isinstance(layers, str) else list(dict.fromkeys(layers))
     if not layers:
         raise UnknownName("no layer was named; say at least one, for example 'layer4'")
-    if any(parameter.is_inference() for parameter in module.parameters()):
-        raise ModelError(
-            "the network's weights were made under torch.inference_mode, so no gradient can pass them; "
-            "build or load the network outside of it"
-        )
+    _refuse_unfinished(module)
     with (
         lock(module),
         torch.inference_mode(False),
@@ -203,6 +230,26 @@ def cam_maps(
         ]
         found = {layer: torch.stack([maps[layer] for maps in each], dim=1) for layer in each[0]}
     return {layer: map_.clamp_(min=0) for layer, map_ in found.items()} if relu else found
+
+
+def _refuse_unfinished(module: nn.Module) -> None:
+    """A network whose weights have no values, or values that no gradient can pass, says so before it runs."""
+    for name, tensor in (*module.named_parameters(), *module.named_buffers()):
+        if is_lazy(tensor):
+            raise ModelError(
+                f"the network's {name!r} has no shape yet; run one batch through the network, which gives lazy layers "
+                "their shapes, before it is explained"
+            )
+        if tensor.is_meta:
+            raise ModelError(
+                f"the network's {name!r} has no values (it is on the device 'meta'); load weights into it, with "
+                "load_state_dict(…, assign=True), before it is explained"
+            )
+    if any(parameter.is_inference() for parameter in module.parameters()):
+        raise ModelError(
+            "the network's weights were made under torch.inference_mode, so no gradient can pass them; "
+            "build or load the network outside of it"
+        )
 
 
 def _columns(targets: Targets, count: int) -> tuple[Tensor, ...] | None:

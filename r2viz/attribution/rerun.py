@@ -90,8 +90,9 @@ class Rerun:
             tap(self.module, [self.layer], differentiable=True) as taken,
         ):
             scores = self.score(self.module(batch.clone() if batch.is_inference() else batch), rows)
+            total = scores.sum()  # in here: under the caller's `no_grad` a sum has no past
         whole = taken[self.layer]
-        (gradients,) = torch.autograd.grad(scores.sum(), whole)
+        (gradients,) = torch.autograd.grad(total, whole)
         return scores.detach(), self.point.part(whole.detach()), self.point.part(gradients)
 
     def linear_head(self) -> Tensor | None:

@@ -80,6 +80,50 @@ def score_of(targets: Targets, output: Any) -> Score:
     return lambda output, rows: _logits(output).gather(1, indices[rows][:, None])[:, 0]
 
 
+def rest_score(targets: Targets, output: Any) -> Score:
+    """`y_c + log softmax(y)_c`, the residual softmax target class (Cai 2025, arXiv 2501.06261).
+
+    The logit together with how it stands to the others. A function of the output is taken as it is.
+
+    Raises:
+        BadTarget, ModelError: see `score_of`.
+    """
+    logit = score_of(targets, output)
+    if callable(targets):
+        return logit
+    return lambda output, rows: 2 * logit(output, rows) - torch.logsumexp(_logits(output), dim=1)
+
+
+def finer_score(targets: Targets, output: Any, *, others: int = 3, gamma: float = 0.6) -> Score:
+    """`y_c - γ · mean of y_d` over the classes d whose logits are nearest to the class's own.
+
+    Zhang et al. 2025 (arXiv 2501.11309): what tells the class from those it is most like. They are chosen once, from
+    `output`; fewer than `others` where the network has fewer.
+
+    Raises:
+        BadTarget: the target is a function, which names no class, or the network has one class only.
+        ModelError: see `score_of`.
+    """
+    if callable(targets):
+        raise BadTarget(
+            "Finer-CAM compares a class with those most like it, but the target is a function; give a class index, "
+            "or 'gradcam' the function"
+        )
+    logits = _logits(output).detach()
+    indices = class_indices(targets, logits)
+    if logits.shape[1] < 2:
+        raise BadTarget("Finer-CAM compares a class with others, but the network has one class; use 'gradcam'")
+    apart = (logits - logits.gather(1, indices[:, None])).float().abs().scatter(1, indices[:, None], torch.inf)
+    # Sorted, not topk: of equal distances the first class, on every device.
+    near = apart.sort(dim=1, stable=True).indices[:, : min(others, logits.shape[1] - 1)]
+
+    def score(output: Any, rows: Tensor) -> Tensor:
+        found = _logits(output)
+        return found.gather(1, indices[rows][:, None])[:, 0] - gamma * found.gather(1, near[rows]).mean(dim=1)
+
+    return score
+
+
 def class_indices(targets: Any, logits: Tensor) -> Tensor:
     """`targets` as one class index per picture, `(N,)`, checked against `(N, classes)`."""
     count = len(logits)
