@@ -217,8 +217,8 @@ LAYOUTS: dict[str, Layout] = {
 def remap(state: Mapping[str, torch.Tensor], *, source: str) -> tuple[dict[str, torch.Tensor], Layout]:
     """The state dict under our names, and the layout that it was in, whose `note` provenance must carry.
 
-    Tensors are passed on as they are, without copies (but for a transposed classifier). A state dict in our own
-    layout, or in none of the table (another network's), comes back unchanged: `r2viz.models.weights.fit` judges it.
+    Tensors are passed on as they are, without copies. A state dict in our own layout, or in none of the table (another
+    network's), comes back unchanged: `r2viz.models.weights.fit` judges it.
 
     Args:
         state: what `r2viz.models.weights.read` gave.
@@ -250,7 +250,7 @@ def remap(state: Mapping[str, torch.Tensor], *, source: str) -> tuple[dict[str, 
         )
     for key in layout.transposed:
         if key in moved and moved[key].ndim == 2:
-            moved[key] = moved[key].t().contiguous()
+            moved[key] = moved[key].t()
     unused = [value for key, value in state.items() if key not in kept and key.endswith((".weight", ".bias"))]
     if unused:
         layout = replace(

@@ -36,9 +36,9 @@ class _Dtype(_Inert):
 
 
 class _Bytes(_Inert):
-    """For `_codecs.encode`, by which old pickles spell bytes."""
+    """For `_codecs.encode`, by which old pickles spell bytes, and for `bytes`, called with nothing for none."""
 
-    def __new__(cls, text: Any, encoding: Any) -> Any:
+    def __new__(cls, text: Any = "", encoding: Any = "latin1") -> Any:
         if not isinstance(text, str) or encoding != "latin1":
             raise pickle.UnpicklingError("bytes that are not spelt as NumPy spells them")
         return text.encode("latin1")
@@ -50,6 +50,7 @@ _NAMES: dict[tuple[str, str], Any] = {
     ("numpy", "ndarray"): _Array,
     ("numpy", "dtype"): _Dtype,
     ("_codecs", "encode"): _Bytes,
+    ("__builtin__", "bytes"): _Bytes,
     ("builtins", "tuple"): tuple,
     ("__builtin__", "tuple"): tuple,
     ("collections", "OrderedDict"): dict,

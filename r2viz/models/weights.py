@@ -6,6 +6,7 @@ import hashlib
 import os
 import pickle
 import re
+import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -66,6 +67,8 @@ def read(path: str | os.PathLike[str], *, dtype: torch.dtype | None = None) -> d
     Raises:
         BadWeights: missing, unreadable, damaged, no weights, or a pickle that would run code.
     """
+    import torch
+
     path = Path(path)
     shown = one_line(str(path))
     begins = _beginning(path, shown)
@@ -89,7 +92,7 @@ def read(path: str | os.PathLike[str], *, dtype: torch.dtype | None = None) -> d
     state = _unwrap(found, shown)
     del found  # or what is cast would stay in memory
     for key in state if dtype is not None else ():
-        if state[key].is_floating_point():
+        if state[key].is_floating_point() and state[key].layout == torch.strided:
             state[key] = state[key].to(dtype)
     return state
 
@@ -119,7 +122,17 @@ def _read_pickle(path: Path, shown: str, paddle: bool) -> Any:
 
     kind = "PaddlePaddle" if paddle else "PyTorch"
     try:
+        if zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as archive:
+                unpacked = sum(entry.file_size for entry in archive.infolist())
+            if unpacked > path.stat().st_size:  # torch.save compresses nothing
+                raise BadWeights(
+                    f"{shown} is refused: its {path.stat().st_size:,} bytes would become {unpacked:,}, and torch.save "
+                    "compresses nothing; fetch it again from where you trust"
+                )
         return pdparams.read(path) if paddle else torch.load(path, map_location="cpu", weights_only=True)
+    except BadWeights:
+        raise
     except pickle.UnpicklingError as error:
         asked = re.search(r"GLOBAL (\S+)", str(error)) or re.search(r"global (\S+) ", str(error))
         if asked is None:
@@ -152,10 +165,25 @@ def _unwrap(found: Any, shown: str) -> dict[str, torch.Tensor]:
     if not state:
         keys = one_line(", ".join(map(str, list(found)[:5])), 80) or "nothing"
         raise BadWeights(f"{shown} holds no weights (it holds {keys}); expected a state dict (names to tensors)")
+    hollow = next((key for key, value in state.items() if _hollow(value)), None)
+    if hollow is not None:
+        raise BadWeights(
+            f"{shown} is damaged: {one_line(hollow, 80)} has the shape {tuple(state[hollow].shape)} and fewer values; "
+            "fetch it again"
+        )
     state.pop("n_averaged", None)  # torch's AveragedModel counts beside "module."
     while prefix := next((p for p in PREFIXES if state and all(key.startswith(p) for key in state)), None):
         state = {key.removeprefix(prefix): value for key, value in state.items()}
     return state
+
+
+def _hollow(tensor: torch.Tensor) -> bool:
+    """Whether a tensor claims more values than it brought: a few bytes that whoever copies them makes gigabytes of."""
+    import torch
+
+    if tensor.layout != torch.strided:
+        return False  # what a dense one takes is refused by `fit`
+    return tensor.is_meta or tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes()
 
 
 # --- Into a module ---------------------------------------------------------------------------------------------------
@@ -200,16 +228,24 @@ def fit(module: nn.Module, state: Mapping[str, torch.Tensor], *, name: str, sour
         if keys
     ]
     if told:
-        raise BadWeights(f"{source} does not fit {name}: keys {', '.join(told)}; {_hint(expected, state, missing, wrong)}")
+        raise BadWeights(
+            f"{source} does not fit {name}: keys {', '.join(told)}; {_hint(expected, state, missing, wrong)}"
+        )
     filled: dict[str, torch.Tensor] = {}
     for key, value in expected.items():
         if key not in state:
             filled[key] = torch.zeros(value.shape, dtype=value.dtype)
             continue
         given = state[key].detach()
-        if given.layout != torch.strided or (value.is_floating_point() and not given.is_floating_point()):
+        if (
+            given.layout != torch.strided
+            or given.is_meta
+            or (value.is_floating_point() and not given.is_floating_point())
+        ):
             raise BadWeights(f"{source} does not fit {name}: {key} is {given.dtype}, expected {value.dtype}")
         filled[key] = given.to(value.dtype)
+        if given.ndim == 2:
+            filled[key] = filled[key].contiguous()  # a transposed classifier; other orders in memory do no harm
         # A sum is several times cheaper than isfinite().all(), and is finite only if every term is; NumPy's, since
         # handing hundreds of small tensors to torch's threads takes ten times as long on a busy machine.
         with np.errstate(all="ignore"):
