@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import Tensor, fx, nn
 
-from r2viz.taps import Point
+from r2viz.taps import Point, frozen, lock
 
 _cache: weakref.WeakKeyDictionary[nn.Module, Trace] = weakref.WeakKeyDictionary()
 _tracing = threading.Lock()
@@ -65,8 +65,13 @@ class _Tracer(fx.Tracer):
 
 
 def trace(module: nn.Module) -> Trace:
-    """Follow `module`'s forward pass with symbolic values. Cached for as long as the module lives; thread-safe."""
-    with _tracing:  # two tracings at once would undo each other's stand-ins in the wrong order
+    """Follow `module`'s forward pass in evaluation mode with symbolic values.
+
+    Cached for as long as the module lives; thread-safe.
+    """
+    # The mode stays in the graph for ever, as an argument of `dropout` or by the branch taken (auxiliary classifiers).
+    # Of tracings, two at once would undo each other's stand-ins in the wrong order.
+    with lock(module), _tracing, frozen(module):
         if module not in _cache:
             tracer, whole = _Tracer(), False
             # Whatever a user's forward does under symbolic values means "cannot be followed"; what came before stands.
@@ -91,7 +96,7 @@ class Halves:
     """
 
     prefix: Callable[[Tensor], tuple[Tensor, ...]]
-    suffix: Callable[..., Any]
+    suffix: fx.GraphModule
 
 
 def cut(module: nn.Module, where: Point) -> Halves | None:
@@ -124,7 +129,7 @@ def _inside(node: fx.Node, path: str) -> bool:
     return (node.op == "call_module" and str(node.target) == path) or path in stack
 
 
-def _first(module: nn.Module, kept: Sequence[fx.Node], crossing: Sequence[fx.Node]) -> Any:
+def _first(module: nn.Module, kept: Sequence[fx.Node], crossing: Sequence[fx.Node]) -> fx.GraphModule:
     graph = fx.Graph()
     twin: dict[fx.Node, fx.Node] = {}
     for node in kept:
@@ -133,7 +138,9 @@ def _first(module: nn.Module, kept: Sequence[fx.Node], crossing: Sequence[fx.Nod
     return fx.GraphModule(module, graph)
 
 
-def _second(module: nn.Module, whole: fx.Graph, after: set[fx.Node], crossing: Sequence[fx.Node], where: Point) -> Any:
+def _second(
+    module: nn.Module, whole: fx.Graph, after: set[fx.Node], crossing: Sequence[fx.Node], where: Point
+) -> fx.GraphModule:
     graph = fx.Graph()
     given = [graph.placeholder(f"crossing{number}") for number in range(len(crossing))]
     twin = dict(reversed(list(zip(crossing, given, strict=True))))

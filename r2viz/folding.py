@@ -1,0 +1,172 @@
+"""A network's graph for inference: normalisations folded into convolutions, and what follows them done in one go."""
+
+from __future__ import annotations
+
+import operator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, fx, nn
+
+_ADDITIONS = (operator.add, operator.iadd, torch.add)
+_RELUS = (F.relu, F.relu_, torch.relu, torch.relu_)
+
+
+def folded(root: nn.Module, graph: fx.Graph) -> fx.GraphModule | None:
+    """`graph`, whose modules are `root`'s, with convolution, normalisation, addition and ReLU as one step.
+
+    The same numbers up to rounding, in evaluation mode, from weights as they are now: they are copied. None where
+    there is nothing to fold, where somebody's hooks wait for the modules that would vanish, and for half precision,
+    where a folded weight is no longer the same network.
+    """
+    chains = _chains(root, graph)
+    if not chains or any(part._forward_hooks or part._forward_pre_hooks for part in root.modules()):
+        return None
+    vanished = {node for chain in chains for node in chain.nodes}
+    begun = {chain.at: chain for chain in chains}
+    parts: dict[str, Any] = {}
+    copy = fx.Graph()
+    twin: dict[fx.Node, fx.Node] = {}
+    for node in graph.nodes:
+        if node in begun:
+            chain = begun[node]
+            name = f"folded{len(parts)}"
+            parts[name] = Folded(chain.conv, chain.norm, relu=chain.relu)
+            made = copy.call_module(name, tuple(twin[source] for source in chain.sources))
+            twin.update(dict.fromkeys(chain.nodes, made))
+        elif node not in vanished:
+            twin[node] = copy.node_copy(node, lambda source: twin[source])
+            if node.op == "call_module":
+                parts[str(node.target)] = root.get_submodule(str(node.target))
+            elif node.op == "get_attr":
+                parts[str(node.target)] = operator.attrgetter(str(node.target))(root)
+    result = fx.GraphModule(parts, copy)
+    result.training = False
+    return result
+
+
+class Folded(nn.Module):
+    """A convolution with the normalisation after it, an addition and a ReLU where they follow: `(x[, other]) -> y`.
+
+    On CPUs oneDNN does it in one pass over the memory, by the operators that `torch.compile` freezes networks to.
+    """
+
+    weight: Tensor
+    bias: Tensor
+
+    def __init__(self, conv: nn.Conv2d, norm: nn.BatchNorm2d, *, relu: bool) -> None:
+        super().__init__()
+        assert norm.running_mean is not None
+        assert norm.running_var is not None
+        # In float64: what is folded is rounded once.
+        scale = (norm.running_var.double() + norm.eps).rsqrt()
+        if norm.weight is not None:
+            scale = scale * norm.weight.double()
+        bias = -norm.running_mean.double() if conv.bias is None else conv.bias.double() - norm.running_mean.double()
+        bias = bias * scale
+        if norm.bias is not None:
+            bias = bias + norm.bias.double()
+        # Multiplying keeps the memory order that the weights have.
+        self.register_buffer("weight", conv.weight.detach() * scale.to(conv.weight.dtype)[:, None, None, None])
+        self.register_buffer("bias", bias.detach().to(conv.weight.dtype))
+        self.stride, self.padding, self.dilation = list(conv.stride), list(conv.padding), list(conv.dilation)
+        self.groups = conv.groups
+        self.relu = relu
+        self.after = "relu" if relu else "none"
+        self.fused = (
+            self.weight.device.type == "cpu"
+            and self.weight.dtype == torch.float32
+            and torch.backends.mkldnn.is_available()
+            and hasattr(torch.ops.mkldnn, "_convolution_pointwise")
+        )
+
+    def forward(self, x: Tensor, other: Tensor | None = None) -> Tensor:
+        weight, bias, groups = self.weight, self.bias, self.groups
+        stride, padding, dilation = self.stride, self.padding, self.dilation
+        if self.fused and other is None:
+            ops = torch.ops.mkldnn
+            return ops._convolution_pointwise(x, weight, bias, padding, stride, dilation, groups, self.after, [], "")
+        out = F.conv2d(x, weight, bias, stride, padding, dilation, groups)  # type: ignore[arg-type]
+        if other is not None:
+            out += other
+        return out.relu_() if self.relu else out
+
+
+@dataclass(frozen=True, eq=False)
+class _Chain:
+    """Nodes that become one: `at` is where, `sources` what goes in."""
+
+    conv: nn.Conv2d
+    norm: nn.BatchNorm2d
+    relu: bool
+    nodes: tuple[fx.Node, ...]
+    sources: tuple[fx.Node, ...]
+    at: fx.Node
+
+
+def _chains(root: nn.Module, graph: fx.Graph) -> list[_Chain]:
+    taken: set[fx.Node] = set()
+    chains = []
+    for node in graph.nodes:
+        chain = _chain(root, node, taken)
+        if chain is not None:
+            chains.append(chain)
+            taken.update(chain.nodes)
+    return chains
+
+
+def _chain(root: nn.Module, node: fx.Node, taken: set[fx.Node]) -> _Chain | None:
+    conv, end = _module(root, node, nn.Conv2d), _only(node)
+    norm = _module(root, end, nn.BatchNorm2d)
+    if conv is None or norm is None or end is None or not isinstance(node.args[0], fx.Node):
+        return None
+    if conv.weight.dtype not in (torch.float32, torch.float64) or conv.padding_mode != "zeros":
+        return None
+    if isinstance(conv.padding, str) or norm.running_mean is None:
+        return None
+    given, at = node.args[0], node
+    sources: tuple[fx.Node, ...] = (given,)
+    nodes = [node, end]
+    following = _only(end)
+    other = _added(following, end)
+    # The convolution moves to where the addition is, so nothing else may touch what it reads.
+    if other is not None and following not in taken and len(given.users) == 1:
+        assert following is not None
+        nodes.append(following)
+        at, sources = following, (given, other)
+        following = _only(following)
+    relu = following is not None and _is_relu(root, following)
+    if relu and following is not None:
+        nodes.append(following)
+    return _Chain(conv, norm, relu, tuple(nodes), sources, at)
+
+
+def _module(root: nn.Module, node: fx.Node | None, kind: type[Any]) -> Any:
+    """The module that `node` calls, if it is of exactly this type: a subclass may do something else."""
+    if node is None or node.op != "call_module":
+        return None
+    part = root.get_submodule(str(node.target))
+    return part if type(part) is kind else None
+
+
+def _only(node: fx.Node) -> fx.Node | None:
+    """The one user of what `node` gives."""
+    return next(iter(node.users)) if len(node.users) == 1 else None
+
+
+def _added(node: fx.Node | None, to: fx.Node) -> fx.Node | None:
+    """What `node` adds to `to`, if it is an addition of two tensors."""
+    if node is None or node.op != "call_function" or node.target not in _ADDITIONS or node.kwargs:
+        return None
+    others = [source for source in node.args if source is not to]
+    return others[0] if len(node.args) == 2 and len(others) == 1 and isinstance(others[0], fx.Node) else None
+
+
+def _is_relu(root: nn.Module, node: fx.Node) -> bool:
+    if node.op == "call_module":
+        return _module(root, node, nn.ReLU) is not None
+    return (node.op == "call_function" and node.target in _RELUS) or (
+        node.op == "call_method" and node.target in ("relu", "relu_")
+    )
