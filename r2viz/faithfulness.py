@@ -203,34 +203,41 @@ def imputed(picture: np.ndarray, gone: np.ndarray, chance: np.random.Generator, 
 # --- The network forgets ---------------------------------------------------------------------------------------------
 
 
-def randomisation(module: nn.Module, map_of: Callable[[nn.Module], np.ndarray], *, seed: int = 0) -> Randomisation:
+def randomisation(
+    module: nn.Module, map_of: Callable[[nn.Module], np.ndarray], *, draws: int = 3, seed: int = 0
+) -> Randomisation:
     """Re-initialise a copy of the network part by part from the output to the input, and compare its maps.
 
     The parts are the network's direct children that have parameters. Convolutions are drawn as at the start of
-    training (He normal, fan out), normalisations forget their statistics.
+    training (He normal, fan out), normalisations forget their statistics. A map of 7 x 7 or 8 x 8 smooth units has
+    few degrees of freedom, so two unrelated ones often correlate at 0.5: results are means over `draws` cascades.
 
     Args:
         module: the network; it is not changed.
         map_of: a network's signed map `(h, w)` of the picture and class in question.
+        draws: cascades, each with other weights.
         seed: of the new weights.
 
     Source: Adebayo et al. 2018, arXiv 1810.03292, section 3.2 (cascading randomisation).
     """
-    network = copy.deepcopy(unwrapped(module))
-    before = map_of(network)
-    stages, spearman, absolute, similarity = [], [], [], []
+    module = unwrapped(module)
+    stages = [name for name, part in module.named_children() if any(True for _ in part.parameters())][::-1]
+    before = map_of(copy.deepcopy(module))
+    found = np.empty((3, draws, len(stages)))
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
-        for name, part in reversed(list(network.named_children())):
-            if not any(True for _ in part.parameters()):
-                continue
-            forget(part)
-            after = map_of(network)
-            stages.append(name)
-            spearman.append(_ranked(before, after))
-            absolute.append(_ranked(np.abs(before), np.abs(after)))
-            similarity.append(_similar(before, after))
-    return Randomisation(tuple(stages), tuple(spearman), tuple(absolute), tuple(similarity))
+        for draw in range(draws):
+            network = copy.deepcopy(module)
+            for number, name in enumerate(stages):
+                forget(network.get_submodule(name))
+                after = map_of(network)
+                found[:, draw, number] = (
+                    _ranked(before, after),
+                    _ranked(np.abs(before), np.abs(after)),
+                    _similar(before, after),
+                )
+    spearman, absolute, similarity = (tuple(map(float, rows)) for rows in found.mean(axis=1))
+    return Randomisation(tuple(stages), spearman, absolute, similarity)
 
 
 def forget(part: nn.Module) -> None:

@@ -234,7 +234,7 @@ def test_the_gate_goes_from_the_output_to_the_input_and_leaves_the_network_alone
         return chance(len(changed)).random((8, 8))
 
     state = torch.random.get_rng_state()
-    found = randomisation(module, map_of)
+    found = randomisation(module, map_of, draws=1)
     assert found.stages == ("fc", "layer4", "layer3", "layer2", "layer1", "bn1", "conv1")
     assert changed[0] == set()
     assert [len(names) for names in changed] == list(range(8))
@@ -251,6 +251,15 @@ def test_a_map_that_ignores_the_weights_fails_the_gate() -> None:
     assert found.ssim[-1] == pytest.approx(1)
     verdict = Verdict(Faithfulness(0.5, 0.1, 0.4, 0.2, 0.2, 0.1, 0.1, False, 0.3), found)
     assert verdict.warnings == ("the map stays much the same when the network's weights are random",)
+    drawn: list[float] = []
+
+    def weight_of(network: nn.Module) -> np.ndarray:
+        drawn.append(float(network.get_parameter("conv1.weight").detach()[0, 0, 0, 0]))
+        return fixed
+
+    randomisation(network().module, weight_of, draws=2)
+    assert len(drawn) == 1 + 2 * 7
+    assert len(set(drawn)) == 3  # the trained one, and one of each draw
     constant = randomisation(network().module, lambda _network: np.zeros((8, 8)))
     assert constant.depends_on_learning  # there is no map that could stay the same
     assert constant.as_dict()["spearman"][-1] is None
