@@ -525,3 +525,14 @@ def test_load_takes_paddles_res2net_and_says_what_it_computes(large, tmp_path):
         assert not torch.allclose(model.module(picture), network(picture), rtol=1e-3)
         adapt(network, LAYOUTS["PaddleClas's Res2Net"])
         assert torch.equal(model.module(picture), network(picture))
+
+
+@pytest.mark.parametrize("name", [name for name, row in ZOO.items() if row.factory.startswith("r2viz.models.dla:")])
+def test_load_takes_official_dla_files_and_says_what_it_dropped(large, tmp_path, name):
+    network = large(name)
+    torch.save(official_dla(network.state_dict()), tmp_path / "x.pth")
+    model = r2viz.load(name, weights=tmp_path / "x.pth")
+    assert model.weights.note == "297,472 parameters dropped that nothing uses (project)"
+    picture = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        assert torch.equal(model.module(picture), network(picture))
