@@ -25,6 +25,8 @@ from r2viz.version import __version__
 _BASELINE, _RES2NET = "#0072B2", "#D55E00"
 _LETTERS = 6.2  # points
 _MARKER = 4.6
+_NEAR = 5.0  # points; a name farther from its marker gets a leader
+_KEPT = 80  # places for a name that are worth a second look
 
 
 @dataclass(frozen=True)
@@ -49,12 +51,13 @@ class Point:
     interval: tuple[float, float] | None = None
 
 
-def tradeoff(points: Sequence[Point], pairs: Sequence[tuple[str, str]] = ()) -> Figure:
+def tradeoff(points: Sequence[Point], pairs: Sequence[tuple[str, str]] = (), *, note: str = "") -> Figure:
     """A row of two panels for each data set: top-1 accuracy against multiply-adds, and against parameters.
 
     Args:
         points: see `Point`.
         pairs: labels of (baseline, the same with Res2Net blocks), joined by a line where both are in a panel.
+        note: a line beneath, say on how the labels are shortened.
 
     Raises:
         OutputError: no point has a cost.
@@ -63,8 +66,9 @@ def tradeoff(points: Sequence[Point], pairs: Sequence[tuple[str, str]] = ()) -> 
     if not drawable:
         raise OutputError("no network of these tables has both an accuracy and a counted cost; nothing can be drawn")
     data = {name: [one for one in drawable if one.data == name] for name in dict.fromkeys(p.data for p in drawable)}
-    heights = [min(4.2, 1.5 + 0.15 * len({one.label for one in inside})) for inside in data.values()]
-    left, right, top, foot, above, below, gap = 0.52, 0.1, 0.06, 0.28, 0.24, 0.42, 0.18
+    heights = [min(5.0, 1.5 + 0.15 * len({one.label for one in inside})) for inside in data.values()]
+    left, right, top, above, below, gap = 0.52, 0.1, 0.06, 0.24, 0.42, 0.18
+    foot = 0.42 if note else 0.28
     width = 7.2
     height = top + sum(heights) + len(heights) * (above + below) + foot
     drawing = Figure(figsize=(width, height), dpi=DPI, facecolor="white")
@@ -88,7 +92,8 @@ def tradeoff(points: Sequence[Point], pairs: Sequence[tuple[str, str]] = ()) -> 
         axes[0].set_ylabel("top-1 accuracy, %", fontsize=7, color=INK, labelpad=3)
         axes[1].tick_params(labelleft=False)
         edge -= below
-    _legend(drawing, drawable, (width, height))
+    _legend(drawing, drawable, (width, height), 0.24 if note else 0.1)
+    drawing.text(0.5, 0.08 / height, one_line(note, 160), fontsize=6.5, color=GREY, ha="center", va="bottom", **TEXT)
     return drawing
 
 
@@ -224,46 +229,43 @@ def _placed(
     places = {number: _places(dots[number], size, half) for number, size in sizes.items()}
     fixed = {}
     for number, found in places.items():
-        boxes = np.array([box for box, _, _ in found])
-        ends = np.array([end for _, end, _ in found])
-        cost = np.array([far for _, _, far in found])
+        boxes, ends = np.array([box for box, _, _ in found]), np.array([end for _, end, _ in found])
+        far = np.array([distance for _, _, distance in found])
         own = np.arange(len(markers)) == number
-        cost += 60.0 * _overlaps(boxes, markers).sum(1)
-        cost += 2.5 * _holds(boxes, grains).sum(1)
+        leaders = _leaders(dots[number], ends)
+        cost = far + 60.0 * _overlaps(boxes, markers).sum(1) + 2.5 * _holds(boxes, grains).sum(1)
         # A name nearer to another marker than to its own would be read as that one's.
         others = [_gap(boxes, dot) for index, dot in enumerate(dots) if index != number and dot != dots[number]]
         if others:
             cost += 3.0 * (np.min(others, axis=0) < _gap(boxes, dots[number]) + 1.5)
-        cost += 400.0 * np.any((boxes[:, :2] < np.array(bounds[:2])) | (boxes[:, 2:] > np.array(bounds[2:])), axis=1)
-        for place, end in enumerate(ends):
-            leader = np.array(_along(dots[number], tuple(end)))
-            cost[place] += 8.0 * _holds(markers[~own], leader).any(1).sum() if found[place][2] > 5 else 0.0
-        fixed[number] = (boxes, ends, cost)
-    chosen = {number: int(fixed[number][2].argmin()) for number in sizes}
+        outside = (boxes[:, :2] < np.array(bounds[:2])) | (boxes[:, 2:] > np.array(bounds[2:]))
+        cost += 400.0 * outside.any(1)
+        hit = np.any(_holds(markers[~own], leaders.reshape(-1, 2)).any(0).reshape(leaders.shape[:2]), axis=1)
+        cost += 8.0 * (hit & (far > _NEAR))
+        best = np.argsort(cost, kind="stable")[:_KEPT]
+        fixed[number] = (boxes[best], ends[best], leaders[best], far[best], cost[best])
+    chosen = dict.fromkeys(sizes, 0)
     for _ in range(12):
         before = dict(chosen)
         for number in sizes:
-            boxes, ends, cost = fixed[number]
-            cost = cost.copy()
+            boxes, ends, leaders, _, cost = fixed[number]
+            total = cost.copy()
             for other, place in chosen.items():
                 if other == number:
                     continue
-                there = fixed[other][0][place]
-                cost += 100.0 * _overlaps(boxes, there[None]).sum(1)
-                leader = np.array(_along(dots[other], tuple(fixed[other][1][place])))
-                cost += 15.0 * _holds(boxes, leader).any(1)
-                for own_place in np.flatnonzero(cost < cost.min() + 40):
-                    if _cross(dots[number], ends[own_place], dots[other], fixed[other][1][place]):
-                        cost[own_place] += 15.0
-                    if _holds(there[None], np.array(_along(dots[number], tuple(ends[own_place])))).any():
-                        cost[own_place] += 15.0
-            chosen[number] = int(cost.argmin())
+                there, end, leader = (array[place] for array in fixed[other][:3])
+                total += 100.0 * _overlaps(boxes, there[None])[:, 0] + 15.0 * _holds(boxes, leader).any(1)
+                total += 15.0 * np.any(_holds(there[None], leaders.reshape(-1, 2)).reshape(leaders.shape[:2]), axis=1)
+                total += 15.0 * _cross(np.array(dots[number]), ends, np.array(dots[other]), end)
+            chosen[number] = int(total.argmin())
         if chosen == before:
             break
-    result = {}
+    result: dict[int, tuple[Box, tuple[float, float] | None]] = {}
     for number, place in chosen.items():
-        box, end, far = places[number][place]
-        result[number] = (box, end if far > 5 else None)
+        boxes, ends, _, far, _ = fixed[number]
+        x0, y0, x1, y1 = map(float, boxes[place])
+        end_x, end_y = map(float, ends[place])
+        result[number] = ((x0, y0, x1, y1), (end_x, end_y) if far[place] > _NEAR else None)
     return result
 
 
@@ -313,14 +315,24 @@ def _gap(boxes: np.ndarray, dot: tuple[float, float]) -> np.ndarray:
     return np.hypot(beside, above)
 
 
-def _cross(a: Sequence[float], b: Sequence[float], c: Sequence[float], d: Sequence[float]) -> bool:
-    def side(p: Sequence[float], q: Sequence[float], r: Sequence[float]) -> float:
-        return (q[0] - p[0]) * (r[1] - p[1]) - (q[1] - p[1]) * (r[0] - p[0])
+def _leaders(dot: tuple[float, float], ends: np.ndarray) -> np.ndarray:
+    """Points on the lines from a marker to the places of its name, `(N, 9, 2)`."""
+    share = np.linspace(0, 1, 9)[None, :, None]
+    return np.array(dot) * (1 - share) + ends[:, None] * share
 
-    return side(a, b, c) * side(a, b, d) < 0 and side(c, d, a) * side(c, d, b) < 0
+
+def _cross(start: np.ndarray, ends: np.ndarray, other: np.ndarray, end: np.ndarray) -> np.ndarray:
+    """Which of the lines from `start` to `ends` cross that from `other` to `end`, bool `(N,)`."""
+
+    def side(p: np.ndarray, q: np.ndarray, r: np.ndarray) -> np.ndarray:
+        a, b = q - p, r - p
+        return a[..., 0] * b[..., 1] - a[..., 1] * b[..., 0]
+
+    apart = side(start, ends, other) * side(start, ends, end) < 0
+    return apart & (side(other, end, start) * side(other, end, ends) < 0)
 
 
-def _legend(drawing: Figure, points: Sequence[Point], size: tuple[float, float]) -> None:
+def _legend(drawing: Figure, points: Sequence[Point], size: tuple[float, float], bottom: float) -> None:
     def handle(colour: str, marker: str, filled: bool) -> Line2D:
         return Line2D(
             [], [], marker=marker, color=colour, markerfacecolor=colour if filled else "white", linestyle="none",
@@ -335,7 +347,7 @@ def _legend(drawing: Figure, points: Sequence[Point], size: tuple[float, float])
     handles.append((Line2D([], [], color="#9a9a9a", linewidth=0.7), "a pair"))
     legend = drawing.legend(
         [one for one, _ in handles], [name for _, name in handles], loc="lower center", ncol=len(handles),
-        bbox_to_anchor=(0.5, 0.1 / size[1]), frameon=False, fontsize=6.5, handletextpad=0.2, columnspacing=1.4,
+        bbox_to_anchor=(0.5, bottom / size[1]), frameon=False, fontsize=6.5, handletextpad=0.2, columnspacing=1.4,
         borderpad=0, labelcolor=INK,
     )  # fmt: skip
     for text in legend.get_texts():

@@ -13,7 +13,8 @@ from r2viz.tables.comparison import Table
 from r2viz.tables.published import COMPARED, networks
 from r2viz.tables.published import PAIRS as PAPER_PAIRS
 
-_SETTING = re.compile(r"-([0-9]+w-[0-9]+s)$")
+_SETTING = re.compile(r"^Res2Net-50-([0-9]+w-[0-9]+s)$")
+NOTE = "14w-8s: Res2Net-50 with 8 scales of width 14; Res2Net-50 itself is 26w-4s. ResNeXt 8c×64w: 29 layers."
 
 
 def points(tables: Sequence[Table]) -> list[Point]:
@@ -25,7 +26,7 @@ def points(tables: Sequence[Table]) -> list[Point]:
         for line in table.lines:
             facts, called = line.facts, _label(line.called)
             cost = facts.get("macs"), facts.get("params")
-            res2 = "res2" in called.casefold()
+            res2 = "res2" in line.called.casefold()
             error = line.cells.get(f"paper_{data.get(table.name)}_top1_error")
             if error is not None and table.name in COMPARED:
                 key = (data[table.name], line.network or line.called)
@@ -47,4 +48,4 @@ def joined(found: Sequence[Point]) -> list[tuple[str, str]]:
 
 
 def _label(called: str) -> str:
-    return _SETTING.sub(r" \1", called.replace(" x ", "×").replace("-29, ", " ").replace(" - ", " "))
+    return _SETTING.sub(r"\1", called.replace(" x ", "×").replace("-29, ", " ").replace(" - ", " "))
