@@ -20,6 +20,16 @@ from r2viz.attribution.gradient import (
     shapleycam,
     xgradcam,
 )
+from r2viz.attribution.perturbation import ablationcam, iscam, scorecam, sscam
+from r2viz.attribution.pixels import (
+    guided_backpropagation,
+    guided_gradcam,
+    integrated_gradients,
+    lrp,
+    occlusion,
+    saliency,
+    smoothgrad,
+)
 from r2viz.attribution.sampling import smooth_gradcam_plus_plus
 from r2viz.attribution.scores import Score, Targets, finer_score, rest_score, score_of
 from r2viz.errors import UnknownName, nearest
@@ -138,6 +148,77 @@ METHODS: dict[str, Method] = {
         "Srinivas & Fleuret 2019, arXiv 1905.00780",
         needs="pixels",
         note="of the whole network, never negative; a sum of rescaled parts, so its height means nothing",
+    ),
+    "ablationcam": Method(
+        ablationcam,
+        "Ablation-CAM",
+        "Desai & Ramaswamy 2020, doi 10.1109/WACV45572.2020.9093360",
+        needs="rerun",
+        note="divided by the score's absolute value, so that a negative score does not turn the map inside out",
+    ),
+    "scorecam": Method(
+        scorecam,
+        "Score-CAM",
+        "Wang et al. 2020, arXiv 1910.01279",
+        needs="rerun",
+        note="a whole pass per channel; `channels` looks only at those that vary most",
+    ),
+    "sscam": Method(
+        sscam,
+        "SS-CAM",
+        "Wang et al. 2020, arXiv 2006.14255",
+        needs="rerun",
+        note="35 passes per channel; noise of 2 on masks from 0 to 1, the same for all channels",
+    ),
+    "iscam": Method(
+        iscam,
+        "IS-CAM",
+        "Naidu et al. 2020, arXiv 2010.03023",
+        needs="rerun",
+        note="10 passes per channel; masks are summed up, so the last ones are brighter than the picture",
+    ),
+    "occlusion": Method(
+        occlusion,
+        "Occlusion",
+        "Zeiler & Fergus 2014, arXiv 1311.2901; captum",
+        needs="pixels",
+        note="a grey window of an eighth of each side",
+    ),
+    "integratedgradients": Method(
+        integrated_gradients,
+        "Integrated gradients",
+        "Sundararajan et al. 2017, arXiv 1703.01365; captum",
+        needs="pixels",
+        note="from the data set's mean colour",
+    ),
+    "saliency": Method(saliency, "Saliency", "Simonyan et al. 2013, arXiv 1312.6034; captum", needs="pixels"),
+    "smoothgrad": Method(
+        smoothgrad,
+        "SmoothGrad",
+        "Smilkov et al. 2017, arXiv 1706.03825",
+        needs="pixels",
+        note="16 noisy copies, noise of 15 % of the picture's range",
+    ),
+    "guidedgradcam": Method(
+        guided_gradcam,
+        "Guided Grad-CAM",
+        "Selvaraju et al. 2017, arXiv 1610.02391; captum",
+        needs="pixels",
+        note="guided backpropagation hardly depends on what was learnt: see the randomisation check",
+    ),
+    "guidedbackprop": Method(
+        guided_backpropagation,
+        "Guided backpropagation",
+        "Springenberg et al. 2014, arXiv 1412.6806; captum",
+        needs="pixels",
+        note="hardly depends on the class or on what was learnt: a control",
+    ),
+    "lrp": Method(
+        lrp,
+        "LRP (epsilon)",
+        "Bach et al. 2015, doi 10.1371/journal.pone.0130140; captum",
+        needs="pixels",
+        note="networks whose layers captum has rules for",
     ),
     "random": Method(
         random,
