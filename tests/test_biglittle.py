@@ -130,7 +130,7 @@ def plain(net: Any, x: Tensor) -> dict[str, Tensor]:
     return found
 
 
-@pytest.mark.parametrize("size", [64, 97, 100])
+@pytest.mark.parametrize("size", [64, 97, 160])
 def test_it_is_what_it_says(net: BigLittleNet, size: int) -> None:
     x = torch.randn(2, 3, size, size)
     seen: dict[str, Tensor] = {}
