@@ -11,6 +11,7 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
 PICTURES = {"german_shepherd.jpg": "cam-dog.png", "koala.jpg": "cam-koala.png"}
+TABLES = "tradeoff.png"
 
 
 def main() -> None:
@@ -22,6 +23,11 @@ def main() -> None:
         for name, target in PICTURES.items():
             shutil.copyfile(Path(folder) / f"{Path(name).stem}.cam.png", HERE / target)
             print(f"docs/{target}")
+    with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, "-m", "r2viz", "tables", "1", "2", "3", "-o", folder]
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+        shutil.copyfile(Path(folder) / "tradeoff.png", HERE / TABLES)
+        print(f"docs/{TABLES}")
 
 
 if __name__ == "__main__":

@@ -24,6 +24,7 @@ from r2viz.errors import OutputError
 from r2viz.explain import explain
 from r2viz.figures import draw_difference, draw_map, figure, grid, html, provenance, render
 from r2viz.figures.overlay import MAP_COLOURS
+from r2viz.figures.tradeoff import Point, described, tradeoff
 from r2viz.image import decode
 from r2viz.records import CamRecord
 
@@ -363,3 +364,90 @@ def test_no_global_state_is_touched(record: CamRecord) -> None:
     for kind in ("png", "svg"):
         render(figure(record), kind)
     assert dict(matplotlib.rcParams) == before
+
+
+# --- Accuracy against cost -------------------------------------------------------------------------------------------
+
+
+def crowd(count: int, seed: int = 0) -> list[Point]:
+    """Networks that stand close together, as in the paper's tables."""
+    rng = np.random.default_rng(seed)
+    return [
+        Point(
+            f"Res2Net-50 {number}w" if number % 2 else f"ResNet-50 {number}",
+            accuracy=78 + float(rng.normal(0, 1)),
+            macs=int(4.2e9 + rng.normal(0, 4e8)),
+            params=int(25e6 + rng.normal(0, 2e6)),
+            data="ImageNet-1k",
+            res2net=bool(number % 2),
+        )
+        for number in range(count)
+    ]
+
+
+def boxes_of_names(drawing: Figure) -> list[tuple[Axes, Any]]:
+    """Where names stand in the panels, in pixels; a leader has no text."""
+    renderer = drawing.canvas.get_renderer()  # type: ignore[attr-defined]
+    return [(ax, text.get_window_extent(renderer)) for ax in drawing.axes for text in ax.texts if text.get_text()]
+
+
+@pytest.mark.parametrize("count", [2, 12, 20])
+def test_names_overlap_neither_each_other_nor_markers(count: int) -> None:
+    points = crowd(count)
+    drawing = tradeoff(points, [(points[0].label, points[1].label)])
+    drawing.draw_without_rendering()
+    found = boxes_of_names(drawing)
+    assert len(found) == 2 * count
+    for number, (ax, box) in enumerate(found):
+        assert ax.bbox.x0 <= box.x0 < box.x1 <= ax.bbox.x1
+        assert ax.bbox.y0 <= box.y0 < box.y1 <= ax.bbox.y1
+        assert not any(box.overlaps(other) for _, other in found[number + 1 :])
+        for line in ax.lines:
+            if line.get_marker() != "None":
+                x, y = ax.transData.transform((line.get_xdata()[0], line.get_ydata()[0]))
+                assert not (box.x0 < x < box.x1 and box.y0 < y < box.y1)
+
+
+def test_markers_say_what_is_printed_and_what_is_measured() -> None:
+    printed = crowd(2)
+    measured = [dataclasses.replace(one, interval=(one.accuracy - 1, one.accuracy + 1)) for one in printed]
+    elsewhere = dataclasses.replace(measured[0], data="tiny", accuracy=44.0, interval=(42.0, 46.0), params=None)
+    pair = (printed[0].label, printed[1].label)
+    drawing = tradeoff([*printed, *measured, elsewhere], [pair], note="a $note$")
+    first = drawing.axes[0]
+    markers = [line for line in first.lines if line.get_marker() != "None"]
+    assert [line.get_markerfacecolor() == "white" for line in markers] == [True, True, False, False]
+    assert len({(line.get_marker(), line.get_markeredgecolor()) for line in markers}) == 2
+    assert [line.get_xdata()[0] for line in markers] == [one.macs / 1e9 for one in [*printed, *measured]]  # type: ignore[operator]
+    bars = [part.get_segments()[0][:, 1].tolist() for part in first.collections]
+    assert bars == [list(one.interval) for one in measured]  # type: ignore[arg-type]
+    assert len([line for line in first.lines if line.get_marker() == "None"]) == 1
+    assert len(drawing.axes) == 4  # a row for each data set
+    assert not drawing.axes[3].axison  # nobody counted its parameters
+    assert sorted(text.get_text() for text in first.texts if text.get_text()) == sorted(pair)
+    assert "a $note$" in texts(drawing)
+
+
+def test_a_small_difference_does_not_fill_the_panel() -> None:
+    points = [dataclasses.replace(one, macs=1000 + i, params=1000 + i) for i, one in enumerate(crowd(2))]
+    low, high = tradeoff(points).axes[0].get_xlim()
+    assert high - low > 0.2 * 1000 / 1e6
+
+
+@pytest.mark.parametrize("kind", ["png", "pdf", "svg"])
+def test_equal_points_give_equal_bytes(kind: str) -> None:
+    points = crowd(6)
+    pages = [render(tradeoff(points), kind, provenance=described(points)) for _ in range(2)]
+    assert pages[0] == pages[1]
+    assert render(tradeoff(crowd(6, seed=1)), kind, provenance=described(points)) != pages[0]
+
+
+@pytest.mark.parametrize("name", HOSTILE.values(), ids=HOSTILE)
+def test_networks_of_any_name(name: str) -> None:
+    points = [dataclasses.replace(one, label=name + str(i), data=name) for i, one in enumerate(crowd(3))]
+    assert render(tradeoff(points, note=name), "png", provenance=described(points)).startswith(b"\x89PNG")
+
+
+def test_no_cost_no_figure() -> None:
+    with pytest.raises(OutputError, match="no network of these tables has both an accuracy and a counted cost"):
+        tradeoff([dataclasses.replace(crowd(1)[0], macs=None, params=None)])

@@ -69,7 +69,7 @@ def write(folder: Path, tables: Sequence[Table], measured: Sequence[Measured]) -
     """
     from r2viz.figures.canvas import render as drawn
     from r2viz.figures.tradeoff import described, tradeoff
-    from r2viz.tables.points import NOTE, joined, points
+    from r2viz.tables.points import joined, note, points
 
     files = {
         folder / f"tables.{ending}": render(tables, kind, **about(measured)).encode("utf-8", "backslashreplace")
@@ -77,7 +77,7 @@ def write(folder: Path, tables: Sequence[Table], measured: Sequence[Measured]) -
     }
     shown = points(tables)
     if any(one.macs is not None or one.params is not None for one in shown):
-        figure, said = tradeoff(shown, joined(shown), note=NOTE), described(shown, joined(shown))
+        figure, said = tradeoff(shown, joined(shown), note=note(shown)), described(shown, joined(shown))
         files |= {folder / f"tradeoff.{ending}": drawn(figure, ending, provenance=said) for ending in FIGURES}
     write_set(files, overwrite=True)
     return list(files)

@@ -14,7 +14,6 @@ from r2viz.tables.published import COMPARED, networks
 from r2viz.tables.published import PAIRS as PAPER_PAIRS
 
 _SETTING = re.compile(r"^Res2Net-50-([0-9]+w-[0-9]+s)$")
-NOTE = "14w-8s: Res2Net-50 with 8 scales of width 14; Res2Net-50 itself is 26w-4s. ResNeXt 8c×64w: 29 layers."
 
 
 def points(tables: Sequence[Table]) -> list[Point]:
@@ -45,6 +44,16 @@ def joined(found: Sequence[Point]) -> list[tuple[str, str]]:
     ours = [(ZOO[first].title, ZOO[second].title) for first, second in (pair.models for pair in PAIRS.values())]
     both = [(_label(first), _label(second)) for first, second in PAPER_PAIRS] + ours
     return list(dict.fromkeys(pair for pair in both if labels.issuperset(pair)))
+
+
+def note(found: Sequence[Point]) -> str:
+    """What the shortened labels stand for, of those that are there."""
+    labels = [one.label for one in found]
+    said = {
+        "14w-8s: Res2Net-50 with 8 scales of width 14; Res2Net-50 itself is 26w-4s.": "14w-8s" in labels,
+        "8c×64w: 29 layers, 8 groups of width 64.": any("8c×64w" in label for label in labels),
+    }
+    return " ".join(text for text, there in said.items() if there)
 
 
 def _label(called: str) -> str:
