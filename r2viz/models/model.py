@@ -153,17 +153,17 @@ def _stored(name: str, row: Row, kind: str) -> tuple[nn.Module, Weights]:
         return _as_its_library_would(name, row, path, source)
     state, layout = layouts.remap(stored.read(path, dtype=torch.float32), source=source.source)
     origin = replace(source, sha256=stored.file_digest(path), note=source.note or layout.note)
-    module = _empty(row)
+    module = unfilled(row)
     head, outputs = _head(module)
     size = stored.head_size(state, head)
     if size not in (None, outputs):
-        module = _empty(row, num_classes=size)
+        module = unfilled(row, num_classes=size)
     stored.fit(module, state, name=name, source=origin.source)
     layouts.adapt(module, layout)
     return module, origin
 
 
-def _empty(row: Row, **more: Any) -> nn.Module:
+def unfilled(row: Row, **more: Any) -> nn.Module:
     """The network for weights to be put in: no memory and no random numbers are spent on what a file replaces."""
     if row.lent:  # foreign code may compute with what it builds, or keep tensors that no state dict has
         return row.build(**more)

@@ -9,10 +9,11 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 
 from r2viz.errors import UnknownName, WeightsUnavailable, nearest, one_line
 from r2viz.models import zoo
-from r2viz.models.hub import fetch, fetch_url
+from r2viz.models.hub import cached, cached_url, fetch, fetch_url
 from r2viz.models.row import Row
 
 
@@ -48,6 +49,11 @@ def pair(name: str) -> Pair:
         f"no pair {name!r}{nearest(name, [*PAIRS, 'auto'])}; there are auto, {', '.join(PAIRS)}",
         code="unknown_name.pair",
     )
+
+
+def of_network(name: str) -> list[str]:
+    """The pairs that a network of the table is in."""
+    return [key for key, known in PAIRS.items() if name in known.models]
 
 
 def choose(name: str = "auto", weights: str = "auto") -> str:
@@ -95,6 +101,15 @@ def obtain(networks: Iterable[tuple[str, str]]) -> None:
             fetch_url(row.url)
         elif weights == "imagenet" or row.embedded is None:
             raise no_weights(model, row)
+
+
+def local(row: Row) -> Path | None:
+    """The file of the weights that the network has by itself, public or in the package, if it is here and whole."""
+    if row.hub is not None:
+        return cached(row.hub)
+    if row.url is not None:
+        return cached_url(row.url)
+    return None if row.embedded is None else Path(__file__).with_name("embedded") / row.embedded
 
 
 def no_weights(name: str, row: Row) -> WeightsUnavailable:
