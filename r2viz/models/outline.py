@@ -101,9 +101,7 @@ def _blocks(name: str, part: nn.Module) -> list[tuple[str, nn.Module]]:
         (path, inner) for path, inner in part.named_modules() if isinstance(inner, (Bottleneck, Res2NetBlock))
     ]
     if not ours and isinstance(part, (nn.Sequential, nn.ModuleList)):
-        ours: list[tuple[str, nn.Module]] = [
-            (path, inner) for path, inner in part.named_children() if list(inner.children())
-        ]
+        ours = [(path, inner) for path, inner in part.named_children() if list(inner.children())]
     return [(f"{name}.{path}" if path else name, inner) for path, inner in ours]
 
 
