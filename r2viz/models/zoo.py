@@ -16,6 +16,7 @@ _HE = "He et al. 2016, arXiv 1512.03385"
 _XIE = "Xie et al. 2017, arXiv 1611.05431"
 _GAO = "Gao et al. 2021, arXiv 1904.01169"
 _HU = "Hu et al. 2018, arXiv 1709.01507"
+_YU = "Yu et al. 2018, arXiv 1707.06484"
 _CHEN = "Chen et al. 2019, arXiv 1807.03848"
 
 _IMAGENET: dict[str, Any] = {"preprocess": Preprocess(resize=256, crop=(224, 224)), "classes": "imagenet"}
@@ -33,6 +34,14 @@ _RES2NET: dict[str, Any] = {
     "licence": "the authors' weights are for non-commercial use (CC BY-NC-SA)",
     **_IMAGENET,
 }
+# The published files hold 297,472 parameters more: projections of inner trees, whose output nothing uses.
+_DLA: dict[str, Any] = {
+    "factory": "r2viz.models.dla:dla",
+    "citation": _YU,
+    "licence": "BSD-3-Clause (its authors' code)",
+    **_IMAGENET,
+}
+_RES2NET_DLA = _RES2NET | {"factory": "r2viz.models.dla:res2net_dla", "citation": f"{_GAO}; {_YU}"}
 _UNTRAINED = "no weights were published"
 _NONE = {"licence": _UNTRAINED}
 _IBM = "Apache-2.0 (its authors' code)"
@@ -233,6 +242,52 @@ ZOO: dict[str, Row] = {
         published=(Published("T1", "Res2Net-v1b-101", 81.23, 95.36),),
         measured_top1=81.236,
         **_RES2NET,
+    ),
+    "dla60": Row(
+        title="DLA-60",
+        arguments={},
+        params=22_036_632,
+        macs=4_235_878_400,
+        oracle="timm:dla60",
+        hub="timm/dla60.in1k",
+        aliases=("dla60.in1k",),
+        published=(Published("T1", "DLA-60", 76.68, 93.40),),
+        **_DLA,
+    ),
+    "dla60x": Row(
+        title="DLA-X-60",
+        arguments={"groups": 32, "base_width": 4},
+        params=17_352_344,
+        macs=3_516_555_264,
+        oracle="timm:dla60x",
+        hub="timm/dla60x.in1k",
+        aliases=("dla_x_60", "dla60x.in1k"),
+        published=(Published("T1", "DLA-X-60", 77.81, 93.87),),
+        **_DLA,
+    ),
+    "res2net_dla60": Row(
+        title="Res2Net-DLA-60 28w-4s",
+        arguments={"base_width": 28, "scale": 4},
+        params=20_848_072,
+        macs=4_122_681_344,
+        oracle="timm:dla60_res2net",
+        hub="timm/dla60_res2net.in1k",
+        aliases=("dla60_res2net", "dla60_res2net.in1k"),
+        published=(Published("T1", "Res2Net-DLA-60", 78.47, 94.20),),
+        measured_top1=78.480,
+        **_RES2NET_DLA,
+    ),
+    "res2next_dla60": Row(
+        title="Res2NeXt-DLA-60 4w-4s-8c",
+        arguments={"base_width": 4, "scale": 4, "groups": 8},
+        params=17_032_984,
+        macs=3_458_752_512,
+        oracle="timm:dla60_res2next",
+        hub="timm/dla60_res2next.in1k",
+        aliases=("dla60_res2next", "dla60_res2next.in1k"),
+        published=(Published("T1", "Res2NeXt-DLA-60", 78.45, 94.14),),
+        measured_top1=78.488,
+        **_RES2NET_DLA,
     ),
     "resnet26_mini": Row(
         title="ResNet-26 mini",
