@@ -194,3 +194,10 @@ def test_a_folder_of_something_else(run, images: Path, tmp_path: Path) -> None:
     assert code == 1
     assert "measured.json holds no measurements of r2viz tables; remove it" in err
     assert (tmp_path / "out/measured.json").read_text() == "{}"
+
+
+def test_readme_shows_what_is_printed(run) -> None:
+    readme = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+    block = readme[readme.index("$ r2viz tables 3\n") :].split("\n", 1)[1].split("```")[0]
+    printed = run("3")[1].splitlines()
+    assert [line for line in block.splitlines() if line != "…" and line not in printed] == []

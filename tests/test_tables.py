@@ -53,7 +53,7 @@ def a_measurement(**changes: object) -> Measured:
     one = Measured(
         network="resnet50", title="ResNet-50", weights={"source": "a file", "sha256": "0" * 64}, data="ImageNet-1k",
         digest="d:10", pictures=1000, refused=0, top1=762, top5=929, params=25_557_032, macs=4_089_184_256,
-        size=(224, 224), speed=12.5, device="CPU, 1 threads", batch=4,
+        size=(224, 224), speed=12.5, device="CPU, 1 thread", batch=4,
     )  # fmt: skip
     return dataclasses.replace(one, **changes)  # type: ignore[arg-type]
 
@@ -148,7 +148,7 @@ def test_measured_networks_stand_in_their_tables_or_in_one_of_their_own() -> Non
         line = next(line for line in table.lines if line.network == "resnet50")
         assert line.facts["measured_top1_error"] == pytest.approx(23.8)
         assert line.facts["pictures_per_second"] == 12.5
-        assert "CPU, 1 threads, batch 4" in " ".join(table.notes)
+        assert "CPU, 1 thread, batch 4" in " ".join(table.notes)
         assert all("measured_top1_error" not in other.facts for other in table.lines if other is not line)
     own = tables[2].lines[0]
     assert own.called == "ResNet-26 mini"
@@ -415,7 +415,7 @@ def test_hits_are_those_of_one_picture_after_another(tmp_path: Path) -> None:
     assert found.params == sum(p.numel() for p in model.module.parameters())
     assert found.speed is not None
     assert found.speed > 0
-    assert found.device == "CPU, 1 threads"
+    assert found.device == "CPU, 1 thread"
     assert measure(model, pictures, batch=64).speed is None
     whole = dataclasses.replace(model, preprocess=dataclasses.replace(model.preprocess, crop=None))
     assert measure(whole, pictures, batch=4).pictures == 13

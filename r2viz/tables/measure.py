@@ -156,7 +156,7 @@ def measure(
         size=size,
         # The first batch pays for what later ones find ready.
         speed=batch * (len(seconds) - 1) / sum(seconds[1:]) if len(seconds) > 1 else None,
-        device=f"CPU, {torch.get_num_threads()} threads" if device.type == "cpu" else _device_name(device),
+        device=_device_name(device),
         batch=batch,
     )
 
@@ -300,4 +300,7 @@ def _alike(pairs: Sequence[tuple[torch.Tensor, int]]) -> list[list[tuple[torch.T
 def _device_name(device: torch.device) -> str:
     import torch
 
+    if device.type == "cpu":
+        threads = torch.get_num_threads()
+        return f"CPU, {threads} {'thread' if threads == 1 else 'threads'}"
     return torch.cuda.get_device_name(device) if device.type == "cuda" else str(device)
