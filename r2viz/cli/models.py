@@ -136,7 +136,7 @@ def show(name: str, as_json: bool) -> None:
         return
     click.echo(f"{name}: {row.title}")
     click.echo(f"  {params:,} parameters, {macs:,} multiply-adds at {row.size[0]}x{row.size[1]} px")
-    for line in _about(name, row):
+    for line in _about(row):
         click.echo(f"  {line}")
     width = max([len(stage.tap.name) for stage in found.stages] + [5])
     click.echo(f"\n  {'tap':{width}}  {'shape':>14}  stride  made of")
@@ -150,8 +150,8 @@ def show(name: str, as_json: bool) -> None:
     click.echo(f"  {len(found.taps)} taps in all: r2viz models show {name} --json")
 
 
-def _about(name: str, row: Row) -> list[str]:
-    from r2viz.models.pairs import local, no_weights
+def _about(row: Row) -> list[str]:
+    from r2viz.models.pairs import local
 
     lines = []
     if row.aliases:
@@ -163,11 +163,11 @@ def _about(name: str, row: Row) -> list[str]:
         lines.append(f"its weights as timm measured them: top-1 {row.measured_top1:.2f} %")
     where = "in the package" if row.embedded else row.hub or row.url
     if where is None:
-        lines.append(f"weights: {str(no_weights(name, row)).partition(' has ')[2]}")
+        lines.append("weights: none to fetch; give --weights FILE or --weights random")
     else:
         lines.append(f"weights: {where}{'' if local(row) is not None else ' (not cached)'}; {row.licence}")
-        if row.note:
-            lines.append(f"note: {row.note}")
+    if row.note:
+        lines.append(f"note: {row.note}")
     prepared = row.preprocess
     how = f"shorter side to {prepared.resize}, crop" if prepared.mode == "crop" else "the whole picture to"
     lines.append(f"pictures: {how} {row.size[0]}x{row.size[1]}, {prepared.interpolation}")
