@@ -39,6 +39,8 @@ def test_files_and_cards(name):
     assert card(name)["weights"]["sha256"] == file_digest(path)
     assert (EMBEDDED / f"{name}.md").read_text().strip()
     assert card(name)["score"]["pictures"] == 8000
+    # Counted over all of them when the weights were halved.
+    assert card(name)["float16"]["same_top1"] >= 0.995
 
 
 def test_the_two_were_trained_alike_and_cost_the_same():

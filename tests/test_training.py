@@ -287,6 +287,30 @@ def test_sigkill_while_writing_leaves_a_whole_checkpoint(tmp_path: Path) -> None
     assert (lambda state: (state["values"] == state["step"]).all())(torch.load(file, weights_only=True))
 
 
+@pytest.mark.slow
+def test_a_killed_training_resumes_to_what_it_would_have_been(data: Path, tmp_path: Path) -> None:
+    """The command itself, killed for good once it has written a checkpoint, and once more later."""
+
+    def command(out: Path, *more: str) -> list[str]:
+        settings = "--epochs 6 --size 32 --precision float32 --device cpu".split()
+        return [sys.executable, "-m", "r2viz", "train", str(data), *settings, "--out", str(out), *more]
+
+    subprocess.run(command(tmp_path / "whole"), check=True, capture_output=True)
+    killed = tmp_path / "killed"
+    begun, more = 0, []
+    for _ in range(2):
+        process = subprocess.Popen(command(killed, *more), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        file = killed / "checkpoint.pt"
+        while process.poll() is None and not (file.exists() and file.stat().st_mtime_ns > begun):
+            time.sleep(0.002)
+        process.kill()
+        assert process.wait() == -signal.SIGKILL
+        begun, more = file.stat().st_mtime_ns, ["--resume"]
+    subprocess.run(command(killed, "--resume"), check=True, capture_output=True)
+    for name in ("curves.csv", "resnet26_mini.safetensors", "res2net26_mini.safetensors"):
+        assert (killed / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
+
+
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_a_loss_that_is_no_number_stops_the_run(data: Path, tmp_path: Path, precision: str) -> None:
     recipe = Recipe(phases=((16, 1),), batch=16, rate=1e30)
