@@ -6,9 +6,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
+from r2viz.attribution.scores import finer_score, rest_score
 from r2viz.attribution.targets import POLICIES, policy
-from r2viz.errors import BadTarget
+from r2viz.errors import BadTarget, ModelError
 
 ANIMALS = ("tench", "great white shark", "crane", "king penguin", "crane", "dog_sled")
 OTHERS = ("King Penguin", "baseball", "tench", "crane", "DOG SLED")
@@ -184,3 +186,57 @@ def test_imagenets_dog_and_its_jacket() -> None:
     assert policy("King_Penguin", [names]).fixed == (145,)
     with pytest.raises(BadTarget, match=r"did you mean 'golden retriever'\?"):
         policy("golden_retreiver", [names])
+
+
+# Scores: the number that a target stands for
+
+
+LOGITS = torch.tensor([[3.0, 1.0, 2.5, -4.0, 2.0], [0.0, 0.5, -0.5, 4.0, -9.0]])
+ROWS = torch.tensor([0, 1])
+
+
+def test_rest_is_the_logit_and_its_log_probability() -> None:
+    found = rest_score([2, 3], LOGITS)(LOGITS, ROWS)
+    expected = [LOGITS[n, c] + torch.log_softmax(LOGITS[n], dim=0)[c] for n, c in ((0, 2), (1, 3))]
+    assert torch.allclose(found, torch.stack(expected))
+    assert torch.equal(rest_score(lambda output: output[:, 1], LOGITS)(LOGITS, ROWS), LOGITS[:, 1])
+
+
+@pytest.mark.parametrize(
+    ("target", "near"), [([0, 3], [[2, 4, 1], [1, 0, 2]]), (None, [[2, 4, 1], [1, 0, 2]]), (1, [[4, 2, 0], [0, 2, 3]])]
+)
+def test_finer_compares_with_the_nearest_logits(target: Any, near: list[list[int]]) -> None:
+    """Of classes that are equally near the first counts: beside 0.5, 0 and -0.5 come before 4."""
+    wanted = [0, 3] if target is None else np.broadcast_to(target, 2)
+    expected = [LOGITS[n, wanted[n]] - 0.6 * LOGITS[n, near[n]].mean() for n in (0, 1)]
+    assert torch.allclose(finer_score(target, LOGITS)(LOGITS, ROWS), torch.stack(expected))
+
+
+def test_finer_keeps_the_classes_of_the_first_output_and_follows_rows() -> None:
+    """A variant of a picture is held against the same classes, whatever its own logits are."""
+    score = finer_score([0, 3], LOGITS, others=1, gamma=1)
+    other = torch.randn(3, 5)
+    expected = torch.stack([other[0, 3] - other[0, 1], other[1, 0] - other[1, 2], other[2, 3] - other[2, 1]])
+    assert torch.allclose(score(other, torch.tensor([1, 0, 1])), expected)
+
+
+def test_finer_takes_ties_in_order_and_as_many_as_there_are() -> None:
+    even = torch.zeros(1, 4)
+    other = torch.tensor([[1.0, 2, 4, 8]])
+    assert finer_score(1, even, others=2)(other, torch.tensor([0])) == pytest.approx(2 - 0.6 * (1 + 4) / 2)
+    assert finer_score(1, even, others=9)(other, torch.tensor([0])) == pytest.approx(2 - 0.6 * (1 + 4 + 8) / 3)
+
+
+@pytest.mark.parametrize(
+    ("target", "output", "error", "message"),
+    [
+        (lambda output: output[:, 0], LOGITS, BadTarget, "the target is a function; give a class index, or use method"),
+        (0, LOGITS[:, :1], BadTarget, "the network has one class; use method 'gradcam'"),
+        (7, LOGITS, BadTarget, "class 7 does not exist: the network has classes 0 to 4"),
+        (0, LOGITS[None], ModelError, "a classifier's output"),
+    ],
+)
+def test_finer_refuses_in_one_line(target: Any, output: torch.Tensor, error: Any, message: str) -> None:
+    with pytest.raises(error, match=message) as caught:
+        finer_score(target, output)
+    assert "\n" not in str(caught.value)

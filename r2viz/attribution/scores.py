@@ -107,12 +107,12 @@ def finer_score(targets: Targets, output: Any, *, others: int = 3, gamma: float 
     if callable(targets):
         raise BadTarget(
             "Finer-CAM compares a class with those most like it, but the target is a function; give a class index, "
-            "or 'gradcam' the function"
+            "or use method 'gradcam'"
         )
     logits = _logits(output).detach()
     indices = class_indices(targets, logits)
     if logits.shape[1] < 2:
-        raise BadTarget("Finer-CAM compares a class with others, but the network has one class; use 'gradcam'")
+        raise BadTarget("Finer-CAM compares a class with others, but the network has one class; use method 'gradcam'")
     apart = (logits - logits.gather(1, indices[:, None])).float().abs().scatter(1, indices[:, None], torch.inf)
     # Sorted, not topk: of equal distances the first class, on every device.
     near = apart.sort(dim=1, stable=True).indices[:, : min(others, logits.shape[1] - 1)]
