@@ -1,16 +1,19 @@
-"""From a network's graph to the grids of its feature maps."""
+"""From a network's graph to the grids and the theoretical receptive fields of its feature maps."""
 
 from __future__ import annotations
 
 import weakref
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from enum import Enum
 from typing import Any
 
 from torch import fx, nn
 
-from r2viz.graph import trace
-from r2viz.receptive.theory import Grid
+from r2viz.graph import Trace, trace
+from r2viz.receptive.theory import Field, Grid, Pair
 
-# What leaves every unit where it is. Anything in neither this list nor `_window` has no known grid.
+# What leaves every unit where it is. Anything in neither this list nor `_of_layer` is unknown.
 _POINTWISE_MODULES = (
     nn.BatchNorm2d,
     nn.SyncBatchNorm,
@@ -60,7 +63,34 @@ _POINTWISE_FUNCTIONS = {
 # Stands for values that are the same everywhere: constants, and what global pooling leaves. They move no centre.
 _EVERYWHERE = Grid((0.0, 0.0), (0.0, 0.0))
 
-_cache: weakref.WeakKeyDictionary[nn.Module, dict[str, Grid | None]] = weakref.WeakKeyDictionary()
+_grids: weakref.WeakKeyDictionary[nn.Module, dict[str, Grid | None]] = weakref.WeakKeyDictionary()
+_fields: weakref.WeakKeyDictionary[nn.Module, dict[str, Field | None]] = weakref.WeakKeyDictionary()
+
+
+class _Effect(Enum):
+    """What an operation without a window does to the places of units."""
+
+    SAME = "leaves every unit where it is"
+    CONSTANT = "gives numbers that hold no pixel: shapes, parameters"
+    GLOBAL = "gives values made from the whole picture"
+    UNKNOWN = "is not known here"
+
+
+@dataclass(frozen=True)
+class _Window:
+    """A convolution or pooling; (y, x) each."""
+
+    kernel: Pair
+    stride: Pair
+    padding: Pair
+    dilation: Pair
+
+
+@dataclass(frozen=True)
+class _Enlargement:
+    """Nearest-neighbour upsampling, (y, x)."""
+
+    factor: Pair
 
 
 def grids(module: nn.Module) -> dict[str, Grid | None]:
@@ -70,34 +100,60 @@ def grids(module: nn.Module) -> dict[str, Grid | None]:
     Where `torch.fx` cannot follow a network any further (say, a branch on values), the modules from there on are not
     in the dict. Safe from several threads.
     """
-    if module not in _cache:
-        _cache[module] = _placed(module)
-    return _cache[module]
+    if module not in _grids:
+        traced = trace(module)
+        found: dict[fx.Node, Grid | None] = {}
+        for node, sources, effect in _followed(module):
+            if effect is None:
+                found[node] = Grid() if node.op == "placeholder" else _EVERYWHERE
+                continue
+            grid = _meeting([found[source] for source in sources])
+            found[node] = grid if grid is None or grid is _EVERYWHERE else _moved(grid, effect)
+        _grids[module] = {path: None if grid is _EVERYWHERE else grid for path, grid in _by_name(traced, found).items()}
+    return _grids[module]
 
 
-def _placed(module: nn.Module) -> dict[str, Grid | None]:
-    traced = trace(module)
-    if traced.graph is None:
-        return {}
-    found: dict[fx.Node, Grid | None] = {}
-    placeholders = 0
-    for node in traced.graph.nodes:
+def fields(module: nn.Module) -> dict[str, Field | None]:
+    """The theoretical receptive field of every module's output, by module name; `NAME_in` is that of its input.
+
+    None stands where units have no lattice on the input (after global pooling), or behind an operation unknown here;
+    what `torch.fx` cannot follow is not in the dict. Splits of a Res2Net block are its modules `split0`, `split1`, …;
+    `conv3_in[i]` sees what `split{i}` sees. Cached; safe from several threads.
+    """
+    if module not in _fields:
+        traced = trace(module)
+        found: dict[fx.Node, Field | _Effect | None] = {}
+        for node, sources, effect in _followed(module):
+            if effect is None:
+                found[node] = Field() if node.op == "placeholder" else _Effect.CONSTANT
+            else:
+                found[node] = _seen([found[source] for source in sources], effect)
+        _fields[module] = {
+            path: seen if isinstance(seen, Field) else None for path, seen in _by_name(traced, found).items()
+        }
+    return _fields[module]
+
+
+def _followed(module: nn.Module) -> Iterator[tuple[fx.Node, list[fx.Node], _Effect | _Window | _Enlargement | None]]:
+    """Every operation in order with its sources and effect; None for the picture and for parameters."""
+    graph = trace(module).graph
+    pictures = 0
+    for node in () if graph is None else graph.nodes:
         if node.op == "placeholder":
-            found[node] = Grid() if placeholders == 0 else None
-            placeholders += 1
-        elif node.op == "get_attr":
-            found[node] = _EVERYWHERE
+            pictures += 1
+            yield node, [], None if pictures == 1 else _Effect.UNKNOWN
         else:
-            grid = _meeting([found[source] for source in node.all_input_nodes])
-            found[node] = grid if grid is None or grid is _EVERYWHERE else _after(node, grid, module)
+            yield node, node.all_input_nodes, None if node.op == "get_attr" else _effect(node, module)
+
+
+def _by_name(traced: Trace, found: Mapping[fx.Node, Any]) -> dict[str, Any]:
     result = {path: found.get(node) for path, node in traced.outputs.items()}
-    result |= {f"{path}_in": found.get(node) for path, node in traced.inputs.items()}
-    return {path: None if grid is _EVERYWHERE else grid for path, grid in result.items()}
+    return result | {f"{path}_in": found.get(node) for path, node in traced.inputs.items()}
 
 
 def _meeting(sources: list[Grid | None]) -> Grid | None:
     """The grid of a node's inputs taken together; those that are the same everywhere (a channel gate) don't count."""
-    if None in sources:
+    if None in sources or not sources:
         return None
     placed = [grid for grid in sources if grid is not None and grid is not _EVERYWHERE]
     if not placed:
@@ -111,28 +167,67 @@ def _meeting(sources: list[Grid | None]) -> Grid | None:
     return grid
 
 
-def _after(node: fx.Node, grid: Grid, module: nn.Module) -> Grid | None:
+def _moved(grid: Grid, effect: _Effect | _Window | _Enlargement) -> Grid | None:
+    if isinstance(effect, _Window):
+        return grid.through(effect.kernel, effect.stride, effect.padding, effect.dilation)
+    if isinstance(effect, _Enlargement):
+        # As many units share one centre as the factor says: the lattice through the middle of each such group.
+        factor = effect.factor
+        jump = (grid.jump[0] / factor[0], grid.jump[1] / factor[1])
+        start = (grid.start[0] - (factor[0] - 1) / 2 * jump[0], grid.start[1] - (factor[1] - 1) / 2 * jump[1])
+        return Grid(jump, start, aligned=False)
+    return {_Effect.SAME: grid, _Effect.UNKNOWN: None}.get(effect, _EVERYWHERE)
+
+
+def _seen(sources: list[Field | _Effect | None], effect: _Effect | _Window | _Enlargement) -> Field | _Effect | None:
+    """What a node sees: the union of its inputs' paths, through its own window; GLOBAL for the whole picture."""
+    if None in sources or not sources or effect is _Effect.UNKNOWN:
+        return None
+    placed = [source for source in sources if isinstance(source, Field)]
+    everything = _Effect.GLOBAL in sources
+    if effect is _Effect.CONSTANT:
+        return _Effect.CONSTANT
+    if not placed:
+        return _Effect.GLOBAL if everything else _Effect.CONSTANT
+    if effect is _Effect.GLOBAL:
+        return _Effect.GLOBAL
+    field = placed[0]
+    for other in placed[1:]:
+        try:
+            field = field.meet(other)
+        except ValueError:
+            return None
+    if everything:
+        field = field.gated()
+    if isinstance(effect, _Window):
+        return field.through(effect.kernel, effect.stride, effect.padding, effect.dilation)
+    return field.enlarged(effect.factor) if isinstance(effect, _Enlargement) else field
+
+
+def _effect(node: fx.Node, module: nn.Module) -> _Effect | _Window | _Enlargement:
     if node.op == "call_module":
-        return _through(module.get_submodule(str(node.target)), grid)
+        return _of_layer(module.get_submodule(str(node.target)))
     name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
-    if name in ("size", "dim", "getattr"):  # numbers about the tensor
-        return _EVERYWHERE
+    if name in ("size", "dim", "getattr"):
+        return _Effect.CONSTANT
     if name in ("mean", "amax"):
         axes = _argument(node, "dim", 1)
-        return _EVERYWHERE if axes in ((2, 3), [2, 3], (-2, -1), [-2, -1], (-1, -2), [-1, -2]) else None
+        known = axes in ((2, 3), [2, 3], (-2, -1), [-2, -1], (-1, -2), [-1, -2])
+        return _Effect.GLOBAL if known else _Effect.UNKNOWN
     if name == "adaptive_avg_pool2d":
-        return _EVERYWHERE if _argument(node, "output_size", 1) in _ONE else None
+        return _Effect.GLOBAL if _argument(node, "output_size", 1) in _ONE else _Effect.UNKNOWN
     if name in ("avg_pool2d", "max_pool2d"):
         kernel = _argument(node, "kernel_size", 1)
         stride = _argument(node, "stride", 2) or kernel
         dilation = _argument(node, "dilation", 4, 1) if name == "max_pool2d" else 1
         window = (kernel, stride, _argument(node, "padding", 3, 0), dilation)
-        return None if any(isinstance(value, fx.Node) for value in window) else grid.through(*map(_pair, window))
+        return _Effect.UNKNOWN if any(isinstance(value, fx.Node) for value in window) else _Window(*map(_pair, window))
     if name == "getitem":
-        return grid if _keeps_places(node) else None
+        return _Effect.SAME if _keeps_places(node) else _Effect.UNKNOWN
     if name in ("cat", "split", "chunk", "tensor_split"):  # by channels or pictures, never by rows or columns
-        return grid if _argument(node, "dim", 1 if name == "cat" else 2, 0) in (0, 1, -3, -4) else None
-    return grid if name in _POINTWISE_FUNCTIONS else None
+        along = _argument(node, "dim", 1 if name == "cat" else 2, 0)
+        return _Effect.SAME if along in (0, 1, -3, -4) else _Effect.UNKNOWN
+    return _Effect.SAME if name in _POINTWISE_FUNCTIONS else _Effect.UNKNOWN
 
 
 def _argument(node: fx.Node, name: str, position: int, default: Any = None) -> Any:
@@ -155,9 +250,9 @@ def _keeps_places(node: fx.Node) -> bool:
     return all(part.start is None and part.step is None for part in rows_and_columns)
 
 
-def _through(layer: nn.Module, grid: Grid) -> Grid | None:
+def _of_layer(layer: nn.Module) -> _Effect | _Window | _Enlargement:
     if isinstance(layer, _POINTWISE_MODULES):
-        return grid
+        return _Effect.SAME
     if isinstance(layer, (nn.Conv2d, nn.MaxPool2d, nn.AvgPool2d)):
         kernel, stride = _pair(layer.kernel_size), _pair(layer.stride)
         dilation = _pair(getattr(layer, "dilation", 1))
@@ -167,16 +262,12 @@ def _through(layer: nn.Module, grid: Grid) -> Grid | None:
             padding = (left[0], left[1])
         else:
             padding = _pair(layer.padding)
-        return grid.through(kernel, stride, padding, dilation)
+        return _Window(kernel, stride, padding, dilation)
     if isinstance(layer, nn.Upsample) and layer.mode == "nearest" and layer.scale_factor is not None:
-        # As many units share one centre as the factor says: the lattice through the middle of each such group.
-        factor = _pair(layer.scale_factor)
-        jump = (grid.jump[0] / factor[0], grid.jump[1] / factor[1])
-        start = (grid.start[0] - (factor[0] - 1) / 2 * jump[0], grid.start[1] - (factor[1] - 1) / 2 * jump[1])
-        return Grid(jump, start, aligned=False)
+        return _Enlargement(_pair(layer.scale_factor))
     if isinstance(layer, (nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d)) and layer.output_size in _ONE:
-        return _EVERYWHERE
-    return None
+        return _Effect.GLOBAL
+    return _Effect.UNKNOWN
 
 
 def _pair(value: Any) -> tuple[float, float]:
