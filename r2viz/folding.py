@@ -14,14 +14,19 @@ _ADDITIONS = (operator.add, operator.iadd, torch.add)
 _RELUS = (F.relu, F.relu_, torch.relu, torch.relu_)
 
 
-def folded(root: nn.Module, graph: fx.Graph) -> fx.GraphModule | None:
+def folded(root: nn.Module, graph: fx.Graph, *, largest: int | None = None) -> fx.GraphModule | None:
     """`graph`, whose modules are `root`'s, with convolution, normalisation, addition and ReLU as one step.
 
     The same numbers up to rounding, in evaluation mode, from weights as they are now: they are copied. None where
     there is nothing to fold, where somebody's hooks wait for the modules that would vanish, and for half precision,
     where a folded weight is no longer the same network.
+
+    Args:
+        root: whose modules and tensors the graph names.
+        graph: the operations.
+        largest: convolutions of more weights than this stay as they are.
     """
-    chains = _chains(root, graph)
+    chains = _chains(root, graph, largest)
     if not chains or any(part._forward_hooks or part._forward_pre_hooks for part in root.modules()):
         return None
     vanished = {node for chain in chains for node in chain.nodes}
@@ -106,12 +111,12 @@ class _Chain:
     at: fx.Node
 
 
-def _chains(root: nn.Module, graph: fx.Graph) -> list[_Chain]:
+def _chains(root: nn.Module, graph: fx.Graph, largest: int | None) -> list[_Chain]:
     taken: set[fx.Node] = set()
     chains = []
     for node in graph.nodes:
         chain = _chain(root, node, taken)
-        if chain is not None:
+        if chain is not None and (largest is None or chain.conv.weight.numel() <= largest):
             chains.append(chain)
             taken.update(chain.nodes)
     return chains

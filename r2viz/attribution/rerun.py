@@ -21,9 +21,12 @@ Progress = Callable[[int, int], None]
 """Called with (done, total) while a method runs many passes."""
 
 
-# The largest feature map of a batch on a CPU. More rows at once are slower (measured, ResNet-50 and Res2Net-50 at
-# 224 pixels: 4 to 16 rows within a few percent of each other, 32 half as fast on a busy machine) and take more memory.
-_CPU_MAP = 26e6
+# Bytes of a batch's largest feature map on a CPU, per thread and in all. More rows are not faster (ResNet-50 at 224
+# pixels: 4, 8 and 16 rows within 2 %), and above 32 MB every tensor is fresh memory from the operating system.
+_CPU_MAP, _CPU_MAP_LEAST, _CPU_MAP_MOST = 6.5e6, 13e6, 26e6
+# Larger weights belong to small feature maps, whose normalisation costs little, while a copy of them costs most of the
+# memory: of ResNet-50, 98 MB with and 18 MB without.
+_LARGEST_FOLDED = 300_000
 # What a pass holds at once, in feature maps of the largest size: input, output and scratch of two branches.
 _MAPS_ALIVE = 8
 _FREE_UNKNOWN = 1e9
@@ -127,7 +130,9 @@ class Rerun:
         # A picture's largest map: 64 channels at half its resolution, as most stems give.
         largest = max(1.0, row.nbytes * (1.0 if of == "features" else 16 / 3))
         most = 0.5 * _free(row.device) / (_MAPS_ALIVE * largest)
-        return int(max(1, min(most, _CPU_MAP / largest if row.device.type == "cpu" else most, 256)))
+        if row.device.type == "cpu":
+            most = min(most, min(max(_CPU_MAP * torch.get_num_threads(), _CPU_MAP_LEAST), _CPU_MAP_MOST) / largest)
+        return int(max(1, min(most, 256)))
 
     def look(self, batch: Tensor, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Scores `(M,)` of changed pictures, and activations and gradients `(M, C, h, w)` at the tap."""
@@ -188,7 +193,7 @@ class Rerun:
             crossing: tuple[Any, ...] = () if halves is None else self._crossing(halves)
             # Sizes and other numbers of the first batch would be wrong for the next one.
             if halves is not None and all(isinstance(it, Tensor) and len(it) == len(self.batch) for it in crossing):
-                faster = folded(halves.suffix, halves.suffix.graph)
+                faster = folded(halves.suffix, halves.suffix.graph, largest=_LARGEST_FOLDED)
                 for suffix in (faster, halves.suffix):
                     if suffix is not None and self._agrees(suffix, *crossing):
                         self._kept["halves"] = Halves(halves.prefix, suffix), crossing
@@ -204,7 +209,9 @@ class Rerun:
         """The whole network, folded where that is possible and gives the first pass's scores."""
         if "forward" not in self._kept:
             traced = trace(self.module)
-            faster = folded(self.module, traced.graph) if traced.whole and traced.graph is not None else None
+            faster = None
+            if traced.whole and traced.graph is not None:
+                faster = folded(self.module, traced.graph, largest=_LARGEST_FOLDED)
             agrees = faster is not None and self._agrees(faster, self.batch)
             self._kept["forward"] = faster if agrees else self.module
         return self._kept["forward"]
