@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from r2viz.figures import figure
     from r2viz.image import decode
     from r2viz.models.model import Model, load, load_pair
+    from r2viz.receptive.verbs import theoretical_rf
     from r2viz.records import CamRecord
     from r2viz.store import open_record, save
 
@@ -32,6 +33,7 @@ _ROOMS = {
     "load_pair": "r2viz.models.model",
     "open_record": "r2viz.store",
     "save": "r2viz.store",
+    "theoretical_rf": "r2viz.receptive.verbs",
 }
 
 __all__ = [
@@ -48,6 +50,7 @@ __all__ = [
     "load_pair",
     "open_record",
     "save",
+    "theoretical_rf",
 ]
 
 
