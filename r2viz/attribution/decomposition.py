@@ -17,10 +17,20 @@ def eigencam(activations: Tensor) -> Tensor:
     """The features' projection on their first right singular vector, `X v₁`.
 
     `(N, C, h, w) -> (N, h, w)`: Muhammad & Yeasin 2020 (arXiv 2008.00299), equations 3 and 4. Features are not
-    centred, as in the paper (pytorch-grad-cam subtracts each channel's mean), so that maps of features that are never
-    negative are never negative either. No class takes part.
+    centred, as in the paper, so that maps of features that are never negative are never negative either. Away from the
+    last layers that is mostly the features' mean; `centred_eigencam` is pytorch-grad-cam's form. No class takes part.
     """
     return _first_component(_positions(activations), activations.shape)
+
+
+def centred_eigencam(activations: Tensor) -> Tensor:
+    """The features' first principal component proper: as `eigencam`, after each channel's mean is taken away.
+
+    `(N, C, h, w) -> (N, h, w)`: what pytorch-grad-cam calls Eigen-CAM (there with a sign left to chance; here positive
+    where the layer is more active than on average). No class takes part.
+    """
+    features = _positions(activations)
+    return _first_component(features - features.mean(dim=1, keepdim=True), activations.shape)
 
 
 def eigengradcam(activations: Tensor, gradients: Tensor) -> Tensor:

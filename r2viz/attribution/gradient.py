@@ -36,9 +36,9 @@ def gradcam_plus_plus(activations: Tensor, gradients: Tensor) -> Tensor:
     per picture, is left out, as every implementation does.
 
     `α = G² / (2 G² + S G³)` with `S = Σ_ij A` is computed as `1 / (2 + S G)`, which is the same number where G ≠ 0:
-    squares and cubes of gradients vanish in float32, and the small number that peers add to the denominator is larger
-    than it (1e-6 beside a G² of 1e-9). Where the denominator is 0, possible only for activations that are negative
-    in sum, α is 0.
+    squares and cubes of gradients vanish in float32, and the 1e-6 that pytorch-grad-cam adds to the denominator is not
+    small beside it (gradients of 5e-4 at `layer4` of the mini pair: its maps are up to 18 % of their maximum off).
+    Where the denominator is 0, possible only for activations that are negative in sum, α is 0.
     """
     sums = activations.float().sum(dim=(2, 3), keepdim=True)
     return weighted_sum(activations, plus_plus_weights(sums, gradients.float()))

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from torch import Tensor
 
-from r2viz.attribution.decomposition import eigencam, eigengradcam, fem, kpcacam
+from r2viz.attribution.decomposition import centred_eigencam, eigencam, eigengradcam, fem, kpcacam
 from r2viz.attribution.fullgrad import fullgrad
 from r2viz.attribution.gradient import (
     cam,
@@ -118,7 +118,15 @@ METHODS: dict[str, Method] = {
         "Muhammad & Yeasin 2020, arXiv 2008.00299",
         needs="activations",
         per_class=False,
-        note="features are not centred, as in the paper; positive where the layer is active",
+        note="features are not centred, as in the paper: away from the last layers mostly their mean",
+    ),
+    "eigencam-centred": Method(
+        centred_eigencam,
+        "Eigen-CAM (centred)",
+        "after Muhammad & Yeasin 2020, arXiv 2008.00299; the centring is pytorch-grad-cam's",
+        needs="activations",
+        per_class=False,
+        note="what pytorch-grad-cam calls Eigen-CAM; positive where the layer is more active than on average",
     ),
     "eigengradcam": Method(
         eigengradcam,
