@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, fx, nn
 
 from r2viz.taps import Point, frozen, lock
@@ -122,6 +123,92 @@ def cut(module: nn.Module, where: Point) -> Halves | None:
     if where.into and any(found in node.all_input_nodes and not _inside(node, where.path) for node in after):
         crossing.append(found)  # the shortcut's copy, which is not replaced
     return Halves(_first(module, kept, crossing), _second(module, traced.graph, after, crossing, where))
+
+
+@dataclass(frozen=True, eq=False)
+class Parts:
+    """A network parted at the first of its taps: `suffix(*prefix(batch))` is `(module(batch), tapped tensors)`.
+
+    Attributes:
+        prefix: batch -> what crosses.
+        suffix: what crosses -> (the network's output, one tensor for each of `points`). A tapped tensor that needs no
+            gradient yet becomes a leaf that does, and a copy of it flows on, as with `r2viz.taps.tap`.
+        points: one for each place, in the order of the tensors.
+    """
+
+    prefix: fx.GraphModule
+    suffix: fx.GraphModule
+    points: tuple[Point, ...]
+
+
+def parted(module: nn.Module, points: Sequence[Point]) -> Parts | None:
+    """`module` parted at `points`, or None where `torch.fx` cannot follow it, or a point does not lead to the output.
+
+    Whole tensors are tapped also where a point names one split.
+    """
+    traced = trace(module)
+    places = {(where.path, where.into): where for where in points}
+    found = {place: (traced.inputs if place[1] else traced.outputs).get(place[0]) for place in places}
+    if traced.graph is None or not traced.whole or not all(found.values()):
+        return None
+    graph = fx.Graph()
+    twin: dict[fx.Node, fx.Node] = {}
+    kept: dict[tuple[str, bool], fx.Node] = {}
+    flowing: dict[str, fx.Node] = {}
+    # Outer modules first: what goes into them is what goes into their parts.
+    into = sorted((path for path, side in places if side), key=len)
+
+    def keep(place: tuple[str, bool], tensor: fx.Node) -> fx.Node:
+        kept[place] = graph.call_function(leaf, (tensor,))
+        return graph.call_function(torch.clone, (kept[place],))
+
+    for node in traced.graph.nodes:
+
+        def at(source: fx.Node, node: fx.Node = node) -> fx.Node:
+            now = twin[source]
+            for path in into:
+                if found[path, True] is source and _inside(node, path):
+                    if path not in flowing:
+                        flowing[path] = keep((path, True), now)
+                    now = flowing[path]
+            return now
+
+        if node.op != "output":
+            twin[node] = graph.node_copy(node, at)
+            for place in places:
+                if not place[1] and found[place] is node:
+                    twin[node] = keep(place, twin[node])
+            continue
+        end = fx.map_arg(node.args[0], lambda source: twin[source])
+        if len(kept) < len(places):
+            return None
+        graph.output((end, tuple(kept[place] for place in places)))
+    return _at_first(module, graph, set(kept.values()), tuple(places.values()))
+
+
+def leaf(tensor: Tensor) -> Tensor:
+    """What a tap keeps: the tensor where it has a past already, else one without, that gradients are taken for."""
+    return tensor if tensor.requires_grad else tensor.detach().requires_grad_(True)
+
+
+def _at_first(module: nn.Module, graph: fx.Graph, kept: set[fx.Node], points: tuple[Point, ...]) -> Parts | None:
+    """The graph in two: what depends on a kept tensor, and what does not."""
+    after: set[fx.Node] = set()
+    for node in graph.nodes:
+        if node in kept or any(source in after for source in node.all_input_nodes):
+            after.add(node)
+    crossing: list[fx.Node] = []
+    for node in graph.nodes:
+        if node in after:
+            crossing += [it for it in node.all_input_nodes if it not in after and it not in crossing]
+    crossing = [node for node in crossing if node.op != "get_attr"]
+    first = _first(module, [node for node in graph.nodes if node not in after], crossing)
+    second = fx.Graph()
+    twin = {node: second.placeholder(f"crossing{number}") for number, node in enumerate(crossing)}
+    for node in graph.nodes:
+        if node in after or node.op == "get_attr":
+            twin[node] = second.node_copy(node, lambda source: twin[source])
+    return Parts(first, fx.GraphModule(module, second), points)
 
 
 def _inside(node: fx.Node, path: str) -> bool:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
+from r2viz.attribution.compiled import compiled_pass
 from r2viz.attribution.methods import method_named
 from r2viz.attribution.rerun import Progress, Rerun, silent
 from r2viz.attribution.scores import Score, Targets
@@ -160,11 +161,17 @@ def _apart(layer: str) -> TapError:
     return TapError(f"the class scores do not depend on {layer!r}; choose a layer that leads to the output")
 
 
-def forward_pass(module: nn.Module, batch: Tensor, layers: Sequence[str]) -> Pass:
+def forward_pass(module: nn.Module, batch: Tensor, layers: Sequence[str], *, compile: bool = False) -> Pass:
     """Run `module` once on `batch` `(N, 3, H, W)`, with taps at `layers`.
 
     The network is put into evaluation mode with frozen parameters while it runs and left as it was, also after an
     error. Safe from several threads.
+
+    Args:
+        module: any network of pictures.
+        batch: `(N, 3, H, W)`, preprocessed.
+        layers: tap names (see `r2viz.taps`).
+        compile: for many batches of one size: see `r2viz.attribution.compiled`. The first call takes a minute.
 
     Raises:
         UnknownName, TapError: see `r2viz.taps.tap`.
@@ -175,16 +182,15 @@ def forward_pass(module: nn.Module, batch: Tensor, layers: Sequence[str]) -> Pas
     if not layers:
         raise UnknownName("no layer was named; say at least one, for example 'layer4'")
     _refuse_unfinished(module)
-    with (
-        lock(module),
-        torch.inference_mode(False),
-        torch.enable_grad(),
-        frozen(module),
-        tap(module, layers, differentiable=True) as taken,
-    ):
+    points = {layer: point(module, layer) for layer in layers}
+    with lock(module), torch.inference_mode(False), torch.enable_grad(), frozen(module):
         batch = _like(module, batch)
-        output = module(batch)
-    return Pass(module, batch, output, taken, {layer: point(module, layer) for layer in layers})
+        faster = compiled_pass(module, batch, layers) if compile else None
+        if faster is not None:
+            return Pass(module, batch, *faster, points)
+        with tap(module, layers, differentiable=True) as taken:
+            output = module(batch)
+    return Pass(module, batch, output, taken, points)
 
 
 def cam_maps(
@@ -195,6 +201,7 @@ def cam_maps(
     layers: Sequence[str] = ("layer4",),
     method: str = "gradcam",
     relu: bool = False,
+    compile: bool = False,
     **options: Any,
 ) -> dict[str, Tensor]:
     """Class activation maps of a batch.
@@ -207,6 +214,7 @@ def cam_maps(
         layers: tap names (see `r2viz.taps`).
         method: a name in `r2viz.attribution.METHODS`.
         relu: clip negative values to 0. Without it maps are signed.
+        compile: as for `forward_pass`.
         options: `seed`, `channels` and `progress`, as for `Pass.maps`.
 
     Returns:
@@ -219,7 +227,7 @@ def cam_maps(
         TapError, ModelError: see `forward_pass`.
     """
     method_named(method)
-    seen = forward_pass(module, batch, layers)
+    seen = forward_pass(module, batch, layers, compile=compile)
     several = _columns(targets, len(seen.batch))
     if several is None:
         found = seen.maps(targets, method=method, **options)
