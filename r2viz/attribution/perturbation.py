@@ -47,7 +47,7 @@ def ablationcam(rerun: Rerun, *, fill: float | Literal["below"] = 0.0) -> Tensor
     head = rerun.head() if fill == 0 else None
     with torch.inference_mode():
         if head is not None:
-            scores = _without_means(rerun, chosen)
+            lost = _without_means(rerun, chosen)
         else:
             # A channel of nothing but the fill's value loses nothing: its score is known.
             changes = torch.ones_like(chosen, dtype=torch.bool)
@@ -67,22 +67,25 @@ def ablationcam(rerun: Rerun, *, fill: float | Literal["below"] = 0.0) -> Tensor
 
             scores = rerun.base[:, None].expand(chosen.shape).clone()
             scores[picture, place] = rerun.scores(picture, make, of="features")
+            lost = (rerun.base[:, None] - scores).float()
         base = rerun.base.float()[:, None]
-        drops = (base - scores.float()) / base.abs().where(base != 0, 1)
+        drops = lost / base.abs().where(base != 0, 1)
     return weighted_sum(activations, _spread(drops, chosen, activations.shape[1]))
 
 
 def _without_means(rerun: Rerun, chosen: Tensor) -> Tensor:
-    """Scores `(N, K)` without each of the chosen channels, of a head that is average pooling and one linear layer."""
+    """What scores lose without each of the chosen channels, `(N, K)`, by the head's formula."""
     head = rerun.head()
     assert head is not None
     means = rerun.activations.mean(dim=(2, 3))
     columns = head.weight.T
     found = []
     for number, logits in enumerate(head(means)):
+        whole = rerun.score(logits[None], torch.full((1,), number, device=logits.device))
         for part in chosen[number].split(512):
             row = torch.full_like(part, number)
-            found.append(rerun.score(logits - columns[part] * means[number, part, None], row))
+            # From the formula's own score: the network's differs in its last digit, alike for every channel.
+            found.append((whole - rerun.score(logits - columns[part] * means[number, part, None], row)).float())
         rerun.progress(number + 1, len(means))
     return torch.cat(found).view(chosen.shape) if found else rerun.base.new_zeros(chosen.shape)
 
@@ -99,6 +102,10 @@ def scorecam(rerun: Rerun, *, order: Order = "upsample", corners: bool = False) 
 
     A channel without variation masks everything (its m_k is 0), so one black picture serves all of these. The score
     of the black picture does not change a softmax and is not subtracted.
+
+    With `Rerun.channels` the softmax is over the chosen ones. Rank correlation with the map of all 640 channels
+    (mini pair, layer4, four pictures, lowest of the four, ReLU'd): 16 channels 0.84 and 0.78 (ResNet, Res2Net), 64
+    channels 0.90 and 0.99, 160 channels 0.99 and 1.00: compare `cam_maps(…, method="scorecam", channels=64)`.
 
     Deviations: upsampling is bilinear between pixel centres; the paper names no method. The authors' code has
     probabilities for y and leaves the softmax out; this is the paper's equation.
