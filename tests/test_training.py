@@ -29,11 +29,12 @@ from r2viz.cli import cli
 from r2viz.errors import BadData, BadWeights, ModelError, OutputError, UnknownName
 from r2viz.geometry import Preprocess
 from r2viz.models.blocks import Bottleneck, Res2NetBlock
+from r2viz.models.count import macs
 from r2viz.models.resnet import ResNet
 from r2viz.models.zoo import ZOO
 from r2viz.training import loop as training
 from r2viz.training import speed, train
-from r2viz.training.card import logits, multiply_adds, score
+from r2viz.training.card import logits, score
 from r2viz.training.data import Pictures, read
 from r2viz.training.recipe import Recipe, draw, make, normalised, order
 from r2viz.training.speed import fast_bfloat16, fast_layers
@@ -506,7 +507,7 @@ def test_faults_of_a_folder_are_named(tmp_path: Path) -> None:
 def test_the_mini_pair_is_a_pair() -> None:
     res, res2 = (ZOO[name].build() for name in ("resnet26_mini", "res2net26_mini"))
     parameters = [sum(parameter.numel() for parameter in module.parameters()) for module in (res, res2)]
-    work = [multiply_adds(module, 64) for module in (res, res2)]
+    work = [macs(module, (64, 64)) for module in (res, res2)]
     assert all(1.5e6 <= count <= 2.5e6 for count in parameters)
     assert all(count <= 140e6 for count in work)
     assert parameters[1] == pytest.approx(parameters[0], rel=0.04)
@@ -521,7 +522,7 @@ def test_the_mini_pair_is_a_pair() -> None:
 
 def test_multiply_adds_against_arithmetic() -> None:
     module = nn.Sequential(nn.Conv2d(3, 5, 3, 2, 1), nn.Flatten(), nn.Linear(5 * 16, 7))
-    assert multiply_adds(module, 8) == 3 * 9 * 5 * 16 + 5 * 16 * 7
+    assert macs(module, (8, 8)) == 3 * 9 * 5 * 16 + 5 * 16 * 7
 
 
 def test_score_against_a_slow_reference() -> None:

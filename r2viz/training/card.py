@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from r2viz.errors import OutputError, one_line
+from r2viz.models.count import macs
 from r2viz.models.weights import file_digest
 from r2viz.training.data import DataSet, Pictures
 from r2viz.training.recipe import Recipe, normalised
@@ -96,29 +97,6 @@ def score(values: Tensor, labels: np.ndarray) -> Score:
         gap = hits[chosen, 0].double().mean() - confidence[chosen].mean()
         ece += float(gap.abs() * chosen.double().mean())
     return Score(float(hits[:, 0].double().mean()), float(hits.any(1).double().mean()), ece, len(labels))
-
-
-def multiply_adds(module: nn.Module, size: int) -> int:
-    """Multiplications of convolutions and linear layers for one picture of `size` x `size` pixels."""
-    total = 0
-
-    def count(layer: nn.Module, _: Any, out: Tensor) -> None:
-        nonlocal total
-        weight = layer.weight
-        assert isinstance(weight, Tensor)
-        total += out.numel() // out.shape[0] * weight[0].numel()
-
-    hooks = [m.register_forward_hook(count) for m in module.modules() if isinstance(m, (nn.Conv2d, nn.Linear))]
-    training = module.training
-    try:
-        module.eval()
-        with torch.inference_mode():
-            module(torch.zeros(1, 3, size, size, device=next(module.parameters()).device))
-    finally:
-        module.train(training)
-        for hook in hooks:
-            hook.remove()
-    return total
 
 
 # --- Writing ---------------------------------------------------------------------------------------------------------
@@ -211,7 +189,7 @@ def _card(name: str, module: nn.Module, file: Path, run: Run, found: Score) -> d
         "version": run.version,
         "score": asdict(found),
         "parameters": sum(parameter.numel() for parameter in module.parameters()),
-        "multiply_adds": multiply_adds(module, run.recipe.size),
+        "multiply_adds": macs(module, (run.recipe.size, run.recipe.size)),
         "input": {
             "size": run.recipe.size,
             "preprocess": "RGB, shorter side resized to the size (bilinear, antialiased), centre crop",
