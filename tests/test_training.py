@@ -293,7 +293,7 @@ def test_a_killed_training_resumes_to_what_it_would_have_been(data: Path, tmp_pa
     """The command itself, killed for good once it has written a checkpoint, and once more later."""
 
     def command(out: Path, *more: str) -> list[str]:
-        settings = "--epochs 6 --size 32 --precision float32 --device cpu".split()
+        settings = ["--epochs", "6", "--size", "32", "--precision", "float32", "--device", "cpu"]
         return [sys.executable, "-m", "r2viz", "train", str(data), *settings, "--out", str(out), *more]
 
     subprocess.run(command(tmp_path / "whole"), check=True, capture_output=True)
