@@ -21,6 +21,7 @@ from r2viz.coverage import Region
 from r2viz.errors import BadRecord, OutputError, one_line
 from r2viz.geometry import Geometry
 from r2viz.image import Picture
+from r2viz.panels import Missing, Panel
 from r2viz.records import SCHEMA, CamRecord, ClassScore, LayerMap, View
 
 
@@ -103,8 +104,8 @@ def refuse_existing(paths: Iterable[Path], *, overwrite: bool = False) -> None:
             )
 
 
-def save(record: CamRecord, path: str | os.PathLike[str], *, overwrite: bool = False) -> Path:
-    """The record as `path` (JSON) and, beside it under the same stem, NPZ. Returns the JSON's path.
+def save(record: CamRecord | Panel, path: str | os.PathLike[str], *, overwrite: bool = False) -> Path:
+    """The record or panel as `path` (JSON) and, beside it under the same stem, NPZ. Returns the JSON's path.
 
     Raises:
         OutputError: see `write_set`.
@@ -116,34 +117,52 @@ def save(record: CamRecord, path: str | os.PathLike[str], *, overwrite: bool = F
     return target
 
 
-def files(record: CamRecord, path: Path, **more: Any) -> dict[Path, bytes]:
+def files(record: CamRecord | Panel, path: Path, **more: Any) -> dict[Path, bytes]:
     """What `save` writes: the JSON at `path`, with `more` in it, and the NPZ beside it."""
     arrays = path.with_suffix(".npz")
     # A name in bytes that are no UTF-8 reaches us with lone surrogates; JSON writes those as escapes.
     return {arrays: npz(record), path: dumps(record, arrays=arrays.name, **more).encode("utf-8", "backslashreplace")}
 
 
-def npz(record: CamRecord) -> bytes:
-    """The record's arrays as NPZ: equal records give equal bytes.
+def npz(record: CamRecord | Panel) -> bytes:
+    """A record's or panel's arrays as NPZ: equal records give equal bytes.
 
     `<model>/raw` is the signed map `(h, w)`, `<model>/map` the map after its ReLU over the source picture `(H, W)`
     (NaN where the network saw nothing). With several layers these are the first layer's, and every layer stands
     under `<model>/<layer>/raw` and `<model>/<layer>/map`. `picture` is the upright source `(H, W, 3)`, `region` the
     object's mask where there is one.
+
+    In a panel every name of a map begins with its record's place and method, `0-gradcam/<model>/raw`; maps over the
+    source picture, which would be as many pictures as there are maps, are left to `View.on_source`.
     """
-    arrays: dict[str, np.ndarray] = {"picture": record.picture.rgb}
-    if record.region is not None:
-        arrays["region"] = record.region.mask
-    for key, view in zip(view_keys(record), record.views, strict=True):
-        for map_ in view.maps:
-            laid = view.on_source(map_.layer)
-            if map_ is view.maps[0]:
-                arrays[f"{key}/raw"], arrays[f"{key}/map"] = map_.raw, laid
-            if len(view.maps) > 1:
-                arrays[f"{key}/{map_.layer}/raw"], arrays[f"{key}/{map_.layer}/map"] = map_.raw, laid
+    records = record.records if isinstance(record, Panel) else (record,)
+    arrays: dict[str, np.ndarray] = {"picture": records[0].picture.rgb}
+    if records[0].region is not None:
+        arrays["region"] = records[0].region.mask
+    for number, one in enumerate(records):
+        before = _prefix(number, one) if isinstance(record, Panel) else ""
+        arrays |= _map_arrays(one, before, laid=not isinstance(record, Panel))
     buffer = io.BytesIO()
     np.savez_compressed(buffer, **arrays)  # type: ignore[arg-type]
     return buffer.getvalue()
+
+
+def _map_arrays(record: CamRecord, before: str, *, laid: bool) -> dict[str, np.ndarray]:
+    arrays = {}
+    for key, view in zip(view_keys(record), record.views, strict=True):
+        for map_ in view.maps:
+            names = [f"{before}{key}"] if map_ is view.maps[0] else []
+            names += [f"{before}{key}/{map_.layer}"] if len(view.maps) > 1 else []
+            over = view.on_source(map_.layer) if laid else None
+            for name in names:
+                arrays[f"{name}/raw"] = map_.raw
+                if over is not None:
+                    arrays[f"{name}/map"] = over
+    return arrays
+
+
+def _prefix(number: int, record: CamRecord) -> str:
+    return f"{number}-{record.method}/"
 
 
 def view_keys(record: CamRecord) -> list[str]:
@@ -152,20 +171,40 @@ def view_keys(record: CamRecord) -> list[str]:
     return [f"{name}#{index + 1}" if names.count(name) > 1 else name for index, name in enumerate(names)]
 
 
-def as_dict(record: CamRecord, *, arrays: str | None = None) -> dict[str, Any]:
-    """The record as JSON-able values, schema 1, without its arrays; numbers are not rounded."""
-    picture = record.picture
-    document: dict[str, Any] = {
+def as_dict(record: CamRecord | Panel, *, arrays: str | None = None) -> dict[str, Any]:
+    """The record or panel as JSON-able values, schema 1, without its arrays; numbers are not rounded."""
+    if isinstance(record, Panel):
+        document = {
+            "schema": SCHEMA,
+            "kind": "panel",
+            "digest": record.digest,
+            "picture": _picture_dict(record.picture),
+            "records": [_record_dict(one, _prefix(number, one)) for number, one in enumerate(record.records)],
+            "missing": [asdict(one) for one in record.missing],
+        }
+    else:
+        document = _record_dict(record, "")
+    if arrays is not None:
+        document["arrays"] = arrays
+    return document
+
+
+def _picture_dict(picture: Picture) -> dict[str, Any]:
+    return {
+        "name": picture.name,
+        "sha256": picture.sha256,
+        "size": list(picture.rgb.shape[:2]),
+        "format": picture.format,
+        "notes": list(picture.notes),
+    }
+
+
+def _record_dict(record: CamRecord, before: str) -> dict[str, Any]:
+    return {
         "schema": SCHEMA,
         "kind": "cam",
         "digest": record.digest,
-        "picture": {
-            "name": picture.name,
-            "sha256": picture.sha256,
-            "size": list(picture.rgb.shape[:2]),
-            "format": picture.format,
-            "notes": list(picture.notes),
-        },
+        "picture": _picture_dict(record.picture),
         "policy": record.policy,
         "shared_target": record.shared,
         "method": record.method,
@@ -173,7 +212,9 @@ def as_dict(record: CamRecord, *, arrays: str | None = None) -> dict[str, Any]:
         "registration": record.registration,
         "map_view": "ReLU at layer resolution, then bilinear between unit centres; unscaled",
         "region": None if record.region is None else {"name": record.region.name, "box": record.region.box},
-        "views": [_view_dict(record, key, view) for key, view in zip(view_keys(record), record.views, strict=True)],
+        "views": [
+            _view_dict(record, before + key, view) for key, view in zip(view_keys(record), record.views, strict=True)
+        ],
         "agreement": {layer: _agreement(record, layer) for layer in record.layers} if record.shared else None,
         "maximum_ratio": {layer: record.maximum_ratio(layer) for layer in record.layers} if record.shared else None,
         "versions": dict(record.versions),
@@ -182,9 +223,6 @@ def as_dict(record: CamRecord, *, arrays: str | None = None) -> dict[str, Any]:
         "notes": list(record.notes),
         "settings": dict(record.settings),
     }
-    if arrays is not None:
-        document["arrays"] = arrays
-    return document
 
 
 def _agreement(record: CamRecord, layer: str) -> dict[str, Any] | None:
@@ -234,7 +272,7 @@ def _view_dict(record: CamRecord, key: str, view: View) -> dict[str, Any]:
     }
 
 
-def dumps(record: CamRecord, *, arrays: str | None = None, **more: Any) -> str:
+def dumps(record: CamRecord | Panel, *, arrays: str | None = None, **more: Any) -> str:
     """The record as JSON text, with `more` in it, ending in a line feed."""
     document = {**as_dict(record, arrays=arrays), **more}
     return json.dumps(document, indent=1, allow_nan=False, ensure_ascii=False) + "\n"
@@ -253,7 +291,22 @@ def open_record(path: str | os.PathLike[str]) -> CamRecord:
     """A record that `save` wrote.
 
     Raises:
-        BadRecord: not a record of r2viz, of a newer schema, or its NPZ is missing or does not fit.
+        BadRecord: not a record of r2viz, of a newer schema, or its NPZ is missing or does not fit; or it is a panel.
+    """
+    found = open_any(path)
+    if isinstance(found, Panel):
+        raise BadRecord(
+            f"{one_line(str(path))} is a panel of {len(found.records)} records, not one record; r2viz.store.open_any "
+            "opens it, and `r2viz plot` draws it"
+        )
+    return found
+
+
+def open_any(path: str | os.PathLike[str]) -> CamRecord | Panel:
+    """A record or panel that `save` wrote.
+
+    Raises:
+        BadRecord: neither, of a newer schema, or its NPZ is missing or does not fit.
     """
     source = Path(path)
     shown = one_line(str(source))
@@ -265,14 +318,14 @@ def open_record(path: str | os.PathLike[str]) -> CamRecord:
         raise BadRecord(
             f"{shown} is not a record ({one_line(str(error), 120)}); expected the JSON that r2viz wrote"
         ) from None
-    if not isinstance(document, dict) or document.get("kind") != "cam":
+    if not isinstance(document, dict) or document.get("kind") not in ("cam", "panel"):
         raise BadRecord(f"{shown} is JSON, but not a class activation record of r2viz")
     if document.get("schema") != SCHEMA:
         raise BadRecord(f"{shown} has schema {document.get('schema')!r}; this r2viz reads schema {SCHEMA}")
     try:
         # The NPZ stands beside the JSON; a name with a folder in it is none that we wrote.
         with np.load(source.parent / Path(document["arrays"]).name, allow_pickle=False) as arrays:
-            return _record(document, arrays)
+            return _record(document, arrays) if document["kind"] == "cam" else _panel(document, arrays)
     except FileNotFoundError as error:
         raise BadRecord(
             f"{shown} lacks its arrays, {one_line(str(error.filename), 120)}; keep the two together"
@@ -283,18 +336,44 @@ def open_record(path: str | os.PathLike[str]) -> CamRecord:
         ) from None
 
 
+def _panel(document: dict[str, Any], arrays: Any) -> Panel:
+    described = document["records"]
+    picture, region = _picture(document, arrays), _region(described[0], arrays)
+    if not all(one["kind"] == "cam" and one["picture"] == document["picture"] for one in described):
+        raise ValueError("the records are not all of the panel's picture")
+    return Panel(
+        tuple(_record_of(one, arrays, picture, region) for one in described),
+        tuple(Missing(**{key: str(value) for key, value in one.items()}) for one in document["missing"]),
+    )
+
+
 def _record(document: dict[str, Any], arrays: Any) -> CamRecord:
+    return _record_of(document, arrays, _picture(document, arrays), _region(document, arrays))
+
+
+def _picture(document: dict[str, Any], arrays: Any) -> Picture:
     described = document["picture"]
     rgb = arrays["picture"]
     if rgb.dtype != np.uint8 or rgb.ndim != 3 or rgb.shape[2] != 3 or list(rgb.shape[:2]) != described["size"]:
         raise ValueError(f"the picture is {rgb.dtype} {rgb.shape}, not uint8 of size {described['size']}")
     rgb.setflags(write=False)
-    picture = Picture(rgb, described["name"], described["sha256"], described["format"], tuple(described["notes"]))
+    return Picture(rgb, described["name"], described["sha256"], described["format"], tuple(described["notes"]))
+
+
+def _region(document: dict[str, Any], arrays: Any) -> Region | None:
     region = document["region"]
-    if region is not None and (arrays["region"].dtype != bool or arrays["region"].shape != rgb.shape[:2]):
+    if region is None:
+        return None
+    mask = arrays["region"]
+    if mask.dtype != bool or list(mask.shape) != document["picture"]["size"]:
         raise ValueError("the region is no mask of the picture's size")
+    return Region(mask, None if region["box"] is None else tuple(region["box"]), region["name"])
+
+
+def _record_of(document: dict[str, Any], arrays: Any, picture: Picture, region: Region | None) -> CamRecord:
     views = tuple(_view(view, arrays) for view in document["views"])
-    if not views or any(view.geometry.source_size != rgb.shape[:2] or not view.maps for view in views):
+    size = picture.rgb.shape[:2]
+    if not views or any(view.geometry.source_size != size or not view.maps for view in views):
         raise ValueError("the maps belong to a picture of another size, or there are none")
     return CamRecord(
         picture=picture,
@@ -303,9 +382,7 @@ def _record(document: dict[str, Any], arrays: Any) -> CamRecord:
         method=document["method"],
         method_title=document["method_title"],
         registration=document["registration"],
-        region=None
-        if region is None
-        else Region(arrays["region"], None if region["box"] is None else tuple(region["box"]), region["name"]),
+        region=region,
         versions=document["versions"],
         device=document["device"],
         dtype=document["dtype"],

@@ -7,17 +7,19 @@ symmetric scale. Equal records give equal bytes.
 from r2viz.figures.cam import draw_difference, draw_map, draw_source, figure, html, provenance
 from r2viz.figures.canvas import render
 from r2viz.figures.grid import grid
-from r2viz.figures.panel import panel
+from r2viz.figures.panel import drawn, panel, panel_provenance
 from r2viz.figures.tradeoff import tradeoff
 
 __all__ = [
     "draw_difference",
     "draw_map",
     "draw_source",
+    "drawn",
     "figure",
     "grid",
     "html",
     "panel",
+    "panel_provenance",
     "provenance",
     "render",
     "tradeoff",

@@ -6,6 +6,7 @@ import base64
 import json
 import math
 import textwrap
+from collections.abc import Iterable
 from dataclasses import dataclass
 from html import escape
 
@@ -31,8 +32,9 @@ from r2viz.figures.overlay import (
     resize,
     shown_colours,
     shrunk,
+    strength,
 )
-from r2viz.records import CamRecord, View
+from r2viz.records import CamRecord, LayerMap, View
 
 
 @dataclass(frozen=True)
@@ -143,8 +145,8 @@ def draw_map(ax: Axes, record: CamRecord, view: View, layer: str) -> Axes:
         )  # fmt: skip
         titles(ax, view.title, probability)
         return ax
-    map_ = resize(laid, grey.shape[:2])
-    share = np.clip(np.nan_to_num(map_) / np.nanmax(laid), 0, 1)
+    map_ = resize(strength(laid, pixels=of_pixels(view.map(layer))), grey.shape[:2])
+    share = np.nan_to_num(map_)
     draw_frame(ax, blend(grey, share, colormaps[MAP_COLOURS], map_opacity(share), np.isfinite(map_)), record, view)
     inside = record.inside(view, layer)
     marked = [] if inside is None else [str(inside)]
@@ -205,6 +207,7 @@ def provenance(record: CamRecord) -> str:
             "layers": list(record.layers),
             "method": record.method,
             "registration": record.registration,
+            **({"settings": dict(record.settings)} if record.settings else {}),
             "versions": dict(record.versions),
         },
         ensure_ascii=False,
@@ -236,6 +239,35 @@ def html(record: CamRecord) -> str:
     )
 
 
+def of_pixels(map_: LayerMap) -> bool:
+    """Whether the map's units are the pixels of the network's input."""
+    return map_.layer == "input" and tuple(map_.jump) == (1, 1)
+
+
+def scaled(maps: Iterable[LayerMap]) -> str:
+    """How the maps are brought onto the colour scale, as a sentence."""
+    pixels = {of_pixels(map_) for map_ in maps}
+    if pixels == {False}:
+        return "Each map is divided by its own maximum."
+    rest = "" if pixels == {True} else "Each map is divided by its own maximum, "
+    return rest + (f"{'maps' if rest else 'Maps'} of pixels by their 99th percentile, above which they are drawn as 1.")
+
+
+def made_how(record: CamRecord) -> list[str]:
+    """Sentences for a caption about what departs from the defaults: smoothing, fusion, channels, seed."""
+    settings, said = record.settings, list[str]()
+    if settings.get("smooth"):
+        said.append("Each map is the mean over six flips and zooms of the picture.")
+    if settings.get("fuse"):
+        joined = {"mean": "mean", "max": "maximum"}[settings["fuse"]]
+        said.append(f"{record.layers[-1]}: the {joined} of the layers' maps, each divided by its own maximum.")
+    if settings.get("channels"):
+        said.append(f"Methods that go channel by channel took the {settings['channels']} most varying ones.")
+    if settings.get("seed"):
+        said.append(f"What is random was drawn from seed {settings['seed']}.")
+    return said
+
+
 def _caption(record: CamRecord, characters: int) -> list[tuple[str, str]]:
     """Caption lines with their colours, wrapped to the figure's width."""
     lines: list[tuple[str, str]] = []
@@ -244,9 +276,7 @@ def _caption(record: CamRecord, characters: int) -> list[tuple[str, str]]:
     layers = ", ".join(
         map_.layer + ("" if map_.gradient == "total" else " (direct path only)") for map_ in record.views[0].maps
     )
-    said = [
-        f"{record.method_title} of “{targets}” (target: {policy}) at {layers}. Each map is divided by its own maximum."
-    ]
+    said = [f"{record.method_title} of “{targets}” (target: {policy}) at {layers}. {scaled(record.views[0].maps)}"]
     for view in record.views:
         top = view.top[0]
         said.append(f"{view.title}: top-1 {top.label} {percent(top.probability)}; weights: {view.weights['source']}.")
@@ -256,8 +286,10 @@ def _caption(record: CamRecord, characters: int) -> list[tuple[str, str]]:
             f"Difference: {second.title} minus {first.title}, each map scaled to unit mass; its colours span the scale "
             "above it, in multiples of an even map."
         )
+        said += _agreements(record)
     elif len(record.views) == 2:
         said.append("The networks' targets differ, so no difference is drawn.")
+    said += made_how(record)
     if any(map_.registration == "grid" for view in record.views for map_ in view.maps):
         said.append("Maps are laid as by resizing, not by receptive-field centres.")
     said += [f"Note: {note}." for note in (*record.picture.notes, *record.notes)]
@@ -271,6 +303,16 @@ def _caption(record: CamRecord, characters: int) -> list[tuple[str, str]]:
             lines.append((line, WARNING))
     lines.append((f"r2viz {record.versions['r2viz']} · {record.digest[:16]}", GREY))
     return lines
+
+
+def _agreements(record: CamRecord) -> list[str]:
+    found = [(layer, record.agreement(layer)) for layer in record.layers]
+    numbers = [f"{layer} {agreement}" for layer, agreement in found if agreement is not None]
+    if not numbers:
+        return []
+    if len(record.layers) == 1:
+        return [f"The two maps agree with {found[0][1]}."]
+    return [f"The two maps agree: {'; '.join(numbers)}."]
 
 
 def _bars(

@@ -51,13 +51,37 @@ def render(drawing: Figure, kind: str, *, provenance: str = "") -> bytes:
     return buffer.getvalue()
 
 
-def titles(ax: Axes, title: str, *notes: str, least: float = 1.55) -> None:
-    """Lines above a panel: the last one nearest to it; each made to fit the panel's width, or `least` inches."""
+def titles(ax: Axes, title: str, *notes: str, least: float = 1.55, broken: bool = False) -> None:
+    """Lines above a panel: the last one nearest to it; each made to fit the panel's width, or `least` inches.
+
+    `broken` allows a title of several words two lines, in smaller letters, before it loses any.
+    """
     inches = ax.figure.get_size_inches()[0]  # type: ignore[union-attr]
     room = max(ax.get_position().width * inches, least) * 72
     for number, note in enumerate(reversed(notes)):
         _line(ax, note, 6.5, 3 + 8.2 * number, room)
-    _line(ax, title, 8, 3 + 8.2 * len(notes) + 0.8, room, fontweight="bold")
+    up = 3 + 8.2 * len(notes)
+    halves = _halves(one_line(title, 200))
+    if broken and len(halves) == 2 and _width(" ".join(halves), 8, "bold") * 0.75 > room:
+        for number, half in enumerate(reversed(halves)):
+            _line(ax, half, 6, up + 6.3 * number, room, fontweight="bold")
+    else:
+        _line(ax, title, 8, up + 0.8, room, fontweight="bold")
+
+
+def _halves(text: str) -> list[str]:
+    """The text broken at the space that leaves the shortest lines."""
+    places = [place for place, letter in enumerate(text.strip()) if letter == " "]
+    if not places:
+        return [text]
+    middle = min(places, key=lambda place: max(place, len(text) - place))
+    return [text[:middle].strip(), text[middle:].strip()]
+
+
+def _width(text: str, size: float, weight: str) -> float:
+    font = FontProperties(size=size, weight=weight)
+    with missing_glyphs_allowed():
+        return TextToPath().get_text_width_height_descent(text, font, ismath=False)[0]
 
 
 def _line(ax: Axes, text: str, size: float, up: float, room: float, **more: Any) -> None:

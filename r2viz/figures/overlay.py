@@ -27,6 +27,16 @@ def blend(
     return np.rint(mixed).astype(np.uint8)
 
 
+def strength(laid: np.ndarray, *, pixels: bool) -> np.ndarray:
+    """A map over the picture `(H, W)` in 0..1, NaN where it is NaN: divided by its maximum.
+
+    A map of `pixels` is divided by what one in a hundred of its positive pixels exceeds: its maximum is often a single
+    pixel, beside which nothing else would show.
+    """
+    top = float(np.percentile(laid[laid > 0], 99)) if pixels else float(np.nanmax(laid))
+    return np.clip(laid / top, 0, 1)
+
+
 def map_opacity(share: np.ndarray) -> np.ndarray:
     return 0.30 + 0.42 * share
 
