@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -12,13 +13,15 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from r2viz.cli import progress, results
 from r2viz.cli.codes import DONE, FAILED, PARTLY
-from r2viz.errors import OutputError, R2VizError, one_line
+from r2viz.errors import R2VizError, one_line
 from r2viz.version import __version__
 
 if TYPE_CHECKING:
-    from r2viz.inputs import Input
+    from r2viz.image import Picture
     from r2viz.models.model import Model
+    from r2viz.panels import Panel
     from r2viz.records import CamRecord
 
 
@@ -38,19 +41,42 @@ if TYPE_CHECKING:
     metavar="W",
     help="auto, imagenet, mini, random, or a file (safetensors, or a pickle of tensors only); twice for two files.",
 )
-@click.option("--seed", type=click.IntRange(0), default=None, help="Seed of random weights. [0]")
+@click.option(
+    "--seed", type=click.IntRange(0), default=None, help="Seed of random weights, checks, methods that draw. [0]"
+)
 @click.option("--classes", type=click.Path(), default=None, help="Names of the classes, one per line.")
 @click.option(
     "--layer", "layers", multiple=True, metavar="TAP", help="layer4 (default), layer3.2.split1, …; repeatable."
 )
-@click.option("--method", default="gradcam", show_default=True, metavar="NAME", help="How the map is made.")
+@click.option(
+    "--method",
+    "methods",
+    multiple=True,
+    default=("gradcam",),
+    metavar="NAME",
+    help="How the map is made: gradcam (default) or another of `r2viz methods`; repeatable; all.",
+)
 @click.option(
     "--target",
-    default="shared",
-    show_default=True,
+    "targets",
+    multiple=True,
+    default=("shared",),
     metavar="T",
-    help="Class to explain: shared (most probable on average), top1 (each network's own), agree, a label, an index.",
+    help="Class to explain: shared (default: most probable on average), top1 (each network's own), agree, a label, "
+    'an index, "cat vs dog" (a contrast); repeatable; top5: the five most probable.',
 )
+@click.option(
+    "--fuse", default=None, metavar="HOW", help="Join the layers' maps: mean or max, each by its own maximum."
+)
+@click.option("--smooth", is_flag=True, help="Mean map over six flips and zooms of the picture.")
+@click.option(
+    "--channels",
+    type=click.IntRange(1),
+    default=None,
+    metavar="K",
+    help="Methods that go channel by channel look only at the K most varying ones.",
+)
+@click.option("--check", is_flag=True, help="Is the map to be trusted? Deletion, insertion, ROAD, random weights.")
 @click.option("--box", default=None, metavar="X0,Y0,X1,Y1", help="Where the object is: share of the map inside.")
 @click.option("--mask", type=click.Path(), default=None, help="The same, as a picture that is white on the object.")
 @click.option(
@@ -74,7 +100,8 @@ def command(images: tuple[str, ...], **options: Any) -> None:
     """Class activation maps: source | ResNet | Res2Net | difference.
 
     IMAGE is a file, a folder, a pattern or - for standard input. For each picture DIR gets NAME.cam.png, NAME.cam.npz
-    (raw maps) and NAME.cam.json (everything else).
+    (raw maps) and NAME.cam.json (everything else). Several methods or targets make one panel instead: NAME.panel.png,
+    NAME.panel.npz and NAME.panel.json.
     """
     _check_usage(options)
     sys.exit(_cam(images, options))
@@ -93,14 +120,18 @@ def _check_usage(options: dict[str, Any]) -> None:
     for kind in options["formats"]:
         if kind not in ("png", "pdf", "svg"):
             raise click.UsageError(f"no figure format {kind!r}; there are png, pdf and svg")
-    for kind, known in (("fit", ("crop", "squash", "whole")), ("registration", ("rf", "grid"))):
+    for kind, known in (
+        ("fit", ("crop", "squash", "whole")),
+        ("registration", ("rf", "grid")),
+        ("fuse", ("mean", "max", None)),
+    ):
         if options[kind] not in known:
-            raise click.UsageError(f"no {kind} {options[kind]!r}; there are {', '.join(known)}")
+            raise click.UsageError(f"no {kind} {options[kind]!r}; there are {', '.join(filter(None, known))}")
+    if options["fuse"] and len(set(options["layers"])) < 2:
+        raise click.UsageError("--fuse joins the maps of several layers; name at least two with --layer")
     for option in ("mask", "classes"):
         if options[option] is not None and not os.path.isfile(options[option]):
             raise click.UsageError(f"--{option}: there is no file {one_line(options[option], 200)!r}")
-    if options["seed"] is not None and set(options["weights"]) != {"random"}:
-        raise click.UsageError("--seed belongs to --weights random")
 
 
 def _cam(images: Sequence[str], options: dict[str, Any]) -> int:
@@ -114,51 +145,87 @@ def _cam(images: Sequence[str], options: dict[str, Any]) -> int:
         raise click.UsageError(f"--box and --mask belong to one picture, but {len(inputs)} came")
     box = _parse_box(options["box"])
     folder, kinds = Path(options["output"]), options["formats"] or ("png",)
-    outputs = {item: _outputs(folder, item, kinds) for item in inputs}
+    what = "panel" if _several(options) else "cam"
+    outputs = {item: results.outputs(folder, item, kinds, what) for item in inputs}
     if not options["resume"]:
         for paths in outputs.values():
             refuse_existing(paths, overwrite=options["overwrite"])
-    _prepare(folder)
+    results.prepare(folder)
     networks = _networks(options)
     request = _request(networks, options)
-    done = [item for item in inputs if _kept(item, outputs[item], request)] if options["resume"] else []
+    done = [item for item in inputs if results.kept(item, outputs[item], request)] if options["resume"] else []
     if done:
         click.echo(f"{len(done)} of {len(inputs)} pictures have their results already", err=True)
         inputs = [item for item in inputs if item not in set(done)]
         if options["as_json"]:
             for item in done:
-                _line(item, "kept", files=[str(path) for path in outputs[item]])
+                results.json_line(item, "kept", files=[str(path) for path in outputs[item]])
     if not inputs:
         return DONE
 
-    from r2viz.explain import explain_many
-
     models = _models(networks, options)
+    region = _region_maker(box, options["mask"]) if marked else None
+    answers = _answers(decoded(inputs), models, options, batch=min(options["batch"], len(inputs)), region=region)
     bad = 0
-    results = explain_many(
-        decoded(inputs),
-        models,
-        batch=min(options["batch"], len(inputs)),
-        layers=options["layers"] or ("layer4",),
-        method=options["method"],
-        target=options["target"],
-        region=_region_maker(box, options["mask"]) if marked else None,
-        registration=options["registration"],
-    )
-    for item, result in zip(inputs, _progress(results, len(inputs)), strict=True):
-        if isinstance(result, R2VizError):
+    verdicts: results.Verdicts = {}
+    for item, found in zip(inputs, progress.counted(answers, len(inputs), "picture"), strict=True):
+        if isinstance(found, R2VizError):
             bad += 1
-            click.echo(f"r2viz: {_about(item, result)}", err=True)
+            click.echo(f"r2viz: {results.about(item, found)}", err=True)
             if options["as_json"]:
-                _line(item, "failed", error_code=result.code, error=str(result))
+                results.json_line(item, "failed", error_code=found.code, error=str(found))
             continue
-        _write(result, outputs[item], kinds, request, overwrite=options["overwrite"] or options["resume"])
-        _show(result, item, outputs[item], many, options["as_json"])
+        checks = (
+            results.checked(found, models, layers=_layers(options), seed=_seed(options)) if options["check"] else []
+        )
+        results.gather_checks(verdicts, found, checks)
+        again = options["overwrite"] or options["resume"]
+        results.write(found, checks, outputs[item], kinds, request, overwrite=again)
+        results.show(found, checks, item, outputs[item], many=many, as_json=options["as_json"])
+    if many and verdicts:
+        results.summarise(verdicts, options["as_json"])
     if not bad:
         return DONE
     if many:
         click.echo(f"{bad} of {len(inputs)} pictures could not be used", err=True)
     return FAILED if options["strict"] or bad == len(inputs) + len(done) else PARTLY
+
+
+def _layers(options: dict[str, Any]) -> tuple[str, ...]:
+    return options["layers"] or ("layer4",)
+
+
+def _seed(options: dict[str, Any]) -> int:
+    return options["seed"] or 0
+
+
+def _several(options: dict[str, Any]) -> bool:
+    """Whether a picture gets several records: it must be known before the networks are, for the results' names."""
+    methods, targets = set(options["methods"]), set(options["targets"])
+    ranked = any(re.fullmatch("top[0-9]{1,3}", target) and target != "top1" for target in targets)
+    return len(methods) > 1 or "all" in methods or len(targets) > 1 or ranked
+
+
+def _answers(
+    pictures: Iterator[Picture | R2VizError], models: Sequence[Model], options: dict[str, Any], **more: Any
+) -> Iterator[CamRecord | Panel | R2VizError]:
+    """For each picture a record, a panel, or the error that stands in its place."""
+    from r2viz.attribution import METHODS
+    from r2viz.explain import explain_many, panel_many
+    from r2viz.panels import panel_of
+
+    more |= {key: options[key] for key in ("registration", "fuse", "smooth", "channels")}
+    more |= {"layers": _layers(options), "seed": _seed(options), "progress": progress.Steps()}
+    methods, targets = (list(dict.fromkeys(options[key])) for key in ("methods", "targets"))
+    if not _several(options):
+        yield from explain_many(pictures, models, method=methods[0], target=targets[0], **more)
+        return
+    methods = list(METHODS) if "all" in methods else methods
+    for answer in panel_many(pictures, models, methods=methods, targets=targets, **more):
+        if isinstance(answer, R2VizError):
+            yield answer
+        else:
+            yield panel_of(answer, methods, [METHODS[name].title for name in methods])
 
 
 def _networks(options: dict[str, Any]) -> list[tuple[str, str]]:
@@ -190,41 +257,23 @@ def _request(networks: Sequence[tuple[str, str]], options: dict[str, Any]) -> st
         return file_digest(path) if path is not None and os.path.isfile(path) else path
 
     asked: list[Any] = [__version__, [[identity(name), content(weights)] for name, weights in networks]]
-    asked += [options["layers"], *(options[key] for key in ("method", "target", "box", "fit", "registration", "seed"))]
+    asked += [options["layers"], *(options[key] for key in ("box", "fit", "registration", "seed"))]
+    asked += [options[key] for key in ("methods", "targets", "fuse", "smooth", "channels", "check")]
     asked += [content(options["mask"]), content(options["classes"])]
     return hashlib.sha256(json.dumps(asked).encode()).hexdigest()
-
-
-def _kept(item: Input, paths: Sequence[Path], request: str) -> bool:
-    """Whether the picture's results are there already, from this very picture and this very request.
-
-    Raises:
-        OutputError: they are there, but from another.
-    """
-    from r2viz.models.weights import file_digest
-    from r2viz.store import made_by
-
-    if item.path is None or item.error is not None or not all(map(os.path.exists, paths)):
-        return False
-    picture, asked = made_by(paths[-1])
-    if asked == request and os.path.isfile(item.path) and picture == file_digest(item.path):
-        return True
-    raise OutputError(
-        f"{one_line(str(paths[-1]))} was made from another picture or with other options, so --resume cannot go on "
-        "from it; use --overwrite, or another folder with -o",
-        code="output.other",
-    )
 
 
 def _models(networks: Sequence[tuple[str, str]], options: dict[str, Any]) -> list[Model]:
     from r2viz.models.model import fitted, load, read_classes, resolve_device
 
     common: dict[str, Any] = {"device": resolve_device(options["device"])}
-    if options["seed"] is not None:
-        common["seed"] = options["seed"]
     if options["classes"]:
         common["classes"] = read_classes(options["classes"])
-    return [fitted(load(name, weights=weights, **common), options["fit"]) for name, weights in networks]
+    found = []
+    for name, weights in networks:
+        seed = {"seed": options["seed"]} if options["seed"] is not None and weights == "random" else {}
+        found.append(fitted(load(name, weights=weights, **seed, **common), options["fit"]))
+    return found
 
 
 def _parse_box(text: str | None) -> tuple[float, float, float, float] | None:
@@ -245,66 +294,3 @@ def _region_maker(box: tuple[float, float, float, float] | None, mask: str | Non
         return box_region(box, size) if box is not None else read_mask(str(mask), size)
 
     return make
-
-
-def _outputs(folder: Path, item: Input, kinds: Sequence[str]) -> list[Path]:
-    stem = folder / item.key.parent / f"{item.key.name}.cam"
-    return [Path(f"{stem}.{kind}") for kind in (*kinds, "npz", "json")]
-
-
-def _prepare(folder: Path) -> None:
-    """Learn before the work, not after, that nothing can be written; a run that fails leaves no empty folder."""
-    there = next(place for place in (folder, *folder.parents) if os.path.lexists(place))
-    if not there.is_dir():
-        raise OutputError(
-            f"{one_line(str(there))} is a file, so no folder for results; choose another with -o", code="output.denied"
-        )
-    if not os.access(there, os.W_OK | os.X_OK):
-        raise OutputError(
-            f"the folder {one_line(str(there))} cannot be written to; choose another with -o", code="output.denied"
-        )
-
-
-def _write(record: CamRecord, paths: Sequence[Path], kinds: Sequence[str], request: str, *, overwrite: bool) -> None:
-    from r2viz.figures import figure, provenance, render
-    from r2viz.store import files, write_set
-
-    drawn = {
-        path: render(figure(record), kind, provenance=provenance(record))
-        for path, kind in zip(paths, kinds, strict=False)
-    }
-    write_set({**drawn, **files(record, paths[-1], request=request)}, overwrite=overwrite)
-
-
-def _line(item: Input, status: str, **more: Any) -> None:
-    """A line of JSON about a picture that has no new record."""
-    from r2viz.records import SCHEMA
-
-    click.echo(json.dumps({"schema": SCHEMA, "input": item.shown, "status": status, **more}, ensure_ascii=False))
-
-
-def _show(record: CamRecord, item: Input, paths: Sequence[Path], many: bool, as_json: bool) -> None:
-    from r2viz.store import as_dict
-    from r2viz.summary import lines
-
-    if as_json:
-        document = as_dict(record, arrays=paths[-2].name)
-        document |= {"input": item.shown, "status": "ok", "files": [str(path) for path in paths]}
-        click.echo(json.dumps(document, allow_nan=False, ensure_ascii=False, indent=None if many else 1))
-        return
-    for line in lines(record):
-        click.echo(line)
-    click.echo(f"  → {one_line(str(paths[0]), 1000)}")
-
-
-def _progress(results: Iterator[Any], total: int) -> Iterator[Any]:
-    """A bar on a terminal's stderr for more than a few pictures; silent elsewhere."""
-    from tqdm import tqdm
-
-    return iter(tqdm(results, total=total, unit="picture", file=sys.stderr, disable=True if total < 3 else None))
-
-
-def _about(item: Input, error: R2VizError) -> str:
-    """The message, with the picture's name where it does not begin with it (or with the end of a long one) already."""
-    text = str(error)
-    return text if item.error is not None or text.startswith((f"{item.shown}: ", "…")) else f"{item.shown}: {text}"

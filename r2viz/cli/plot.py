@@ -1,4 +1,4 @@
-"""`r2viz plot`: draw a saved record again."""
+"""`r2viz plot`: draw a saved record or panel again."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ import click
 )
 @click.option("--overwrite", is_flag=True, help="Replace the file.")
 def command(record: str, output: str | None, overwrite: bool) -> None:
-    """Draw a saved record (NAME.cam.json) again, computing nothing."""
-    from r2viz.figures import figure, provenance, render
-    from r2viz.store import open_record, refuse_existing, write_set
+    """Draw a saved record (NAME.cam.json) or panel (NAME.panel.json) again, computing nothing."""
+    from r2viz.figures import drawn, render
+    from r2viz.store import open_any, refuse_existing, write_set
 
     target = Path(output) if output else Path(record).with_suffix(".png")
     refuse_existing([target], overwrite=overwrite)
-    opened = open_record(record)
+    drawing, provenance = drawn(open_any(record))
     kind = target.suffix.lstrip(".").lower()
-    write_set({target: render(figure(opened), kind, provenance=provenance(opened))}, overwrite=overwrite)
+    write_set({target: render(drawing, kind, provenance=provenance)}, overwrite=overwrite)
     click.echo(str(target))

@@ -8,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 from torch import nn
 
+from r2viz.attribution import PIXELS
 from r2viz.attribution.targets import VERSUS
 from r2viz.checks import Verdict
 from r2viz.errors import ModelError
@@ -26,6 +27,7 @@ def check(
     models: Sequence[Model],
     *,
     layer: str | None = None,
+    layers: Sequence[str] = ("layer4",),
     forget: bool = True,
     seed: int = 0,
     batch: int = 32,
@@ -36,6 +38,7 @@ def check(
         record: what is in question.
         models: the networks that made it, in its order.
         layer: which of the record's layers.
+        layers: those asked for, which a record of a method of pixels does not tell.
         forget: whether to run the randomisation gate, which takes one map per part of the network.
         seed: of random orders, noise and random weights.
         batch: variants of the picture per forward pass.
@@ -51,12 +54,21 @@ def check(
         )
     layer = record.layers[-1] if layer is None else layer
     return tuple(
-        _verdict(record, view, model, layer, forget, seed, batch)
+        _verdict(record, view, model, layer, layers, forget, seed, batch)
         for view, model in zip(record.views, models, strict=True)
     )
 
 
-def _verdict(record: CamRecord, view: View, model: Model, layer: str, forget: bool, seed: int, batch: int) -> Verdict:
+def _verdict(
+    record: CamRecord,
+    view: View,
+    model: Model,
+    layer: str,
+    layers: Sequence[str],
+    forget: bool,
+    seed: int,
+    batch: int,
+) -> Verdict:
     tensor, _ = model.preprocess(record.picture.rgb)
     tensor = tensor.to(device_of(model.module))
     preprocess = model.preprocess
@@ -68,7 +80,7 @@ def _verdict(record: CamRecord, view: View, model: Model, layer: str, forget: bo
         return Verdict(found, None)
 
     def map_of(network: nn.Module) -> np.ndarray:
-        return _again(record, view, replace(model, module=network)).map(layer).raw
+        return _again(record, view, replace(model, module=network), layers).map(layer).raw
 
     return Verdict(found, randomisation(model.module, map_of, seed=seed))
 
@@ -79,12 +91,14 @@ def on_input(map_: LayerMap, size: tuple[int, int]) -> np.ndarray:
     return geometry.lay(map_.positive, start=map_.start, jump=map_.jump)
 
 
-def _again(record: CamRecord, view: View, model: Model) -> View:
+def _again(record: CamRecord, view: View, model: Model, asked_for: Sequence[str]) -> View:
     """The same map by another network, of the same class whatever that network thinks of it."""
     layers = tuple(map_.layer for map_ in view.maps)
     settings = dict(record.settings)
     if settings.get("fuse"):
         layers = layers[:-1]
+    if layers == (PIXELS,):
+        layers = tuple(asked_for)
     request = Request(layers=layers, registration=record.registration, **settings).checked([model])
     target: str | int = record.policy if VERSUS in view.target.label else view.target.index
     asked = asks(record.method, target, [model])
