@@ -83,6 +83,10 @@ def trace(module: nn.Module) -> Trace:
         return _cache[module]
 
 
+def _nodes(traced: Trace, into: bool) -> dict[str, fx.Node]:
+    return traced.inputs if into else traced.outputs
+
+
 @dataclass(frozen=True, eq=False)
 class Halves:
     """A network cut at one point: `suffix(*prefix(batch))` is `module(batch)`.
@@ -103,7 +107,7 @@ class Halves:
 def cut(module: nn.Module, where: Point) -> Halves | None:
     """`module` cut at `where`, or None where `torch.fx` cannot follow it, or nothing after the point depends on it."""
     traced = trace(module)
-    found = (traced.inputs if where.into else traced.outputs).get(where.path)
+    found = _nodes(traced, where.into).get(where.path)
     if found is None or traced.graph is None or not traced.whole:
         return None
     # What goes into a module may be used elsewhere as well (a shortcut): only the module's own use is replaced.
@@ -148,9 +152,10 @@ def parted(module: nn.Module, points: Sequence[Point]) -> Parts | None:
     """
     traced = trace(module)
     places = {(where.path, where.into): where for where in points}
-    found = {place: (traced.inputs if place[1] else traced.outputs).get(place[0]) for place in places}
-    if traced.graph is None or not traced.whole or not all(found.values()):
+    known = {(path, side): node for side in (True, False) for path, node in _nodes(traced, side).items()}
+    if traced.graph is None or not traced.whole or not known.keys() >= places.keys():
         return None
+    found = {place: known[place] for place in places}
     graph = fx.Graph()
     twin: dict[fx.Node, fx.Node] = {}
     kept: dict[tuple[str, bool], fx.Node] = {}
@@ -179,7 +184,7 @@ def parted(module: nn.Module, points: Sequence[Point]) -> Parts | None:
                 if not place[1] and found[place] is node:
                     twin[node] = keep(place, twin[node])
             continue
-        end = fx.map_arg(node.args[0], lambda source: twin[source])
+        end = fx.map_arg(node.args[0], twin.__getitem__)
         if len(kept) < len(places):
             return None
         graph.output((end, tuple(kept[place] for place in places)))
