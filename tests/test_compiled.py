@@ -263,3 +263,32 @@ def test_without_a_compiler_one_sentence_says_so() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")  # said once
         cam_maps(module, batch, targets=1, layers=["second"], compile=True)
+
+
+# --- From above ------------------------------------------------------------------------------------------------------
+
+
+def test_records_are_the_same_and_say_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    from pathlib import Path
+
+    import numpy as np
+
+    from r2viz import load
+    from r2viz.explain import explain
+    from r2viz.records import CamRecord
+
+    monkeypatch.setattr(compiled, "_compiled", lambda *_: None)
+    models = [load(name, weights="mini") for name in ("resnet26_mini", "res2net26_mini")]
+    cat = Path(__file__).parents[1] / "examples" / "cat.jpg"
+
+    def record(**options: Any) -> CamRecord:
+        return explain(cat, models, layers=("layer2", "layer4"), **options)
+
+    plain, found = record(), record(compile=True)
+    assert "compile" not in plain.settings
+    assert found.settings["compile"] is True
+    for one, other in zip(plain.views, found.views, strict=True):
+        for expected, map_ in zip(one.maps, other.maps, strict=True):
+            assert np.abs(map_.raw - expected.raw).max() < 1e-3 * np.abs(expected.raw).max()
+            assert np.abs(map_.raw - expected.raw).max() > 0  # it was taken, after all
+    assert all(len(compiled._plans[model.module]) == 1 for model in models)

@@ -18,6 +18,9 @@ from r2viz.cli.codes import DONE, FAILED, PARTLY
 from r2viz.errors import R2VizError, one_line
 from r2viz.version import __version__
 
+CHANNELS_OF_ALL = 32
+"""Channels for `--method all` unless the user says otherwise: with all of them, SS-CAM of the 50-layer pair takes hours."""
+
 if TYPE_CHECKING:
     from r2viz.image import Picture
     from r2viz.models.model import Model
@@ -54,7 +57,8 @@ if TYPE_CHECKING:
     multiple=True,
     default=("gradcam",),
     metavar="NAME",
-    help="How the map is made: gradcam (default) or another of `r2viz methods`; repeatable; all.",
+    help="How the map is made: gradcam (default) or another of `r2viz methods`; repeatable; all: every one "
+    f"(with --channels {CHANNELS_OF_ALL} unless you say otherwise).",
 )
 @click.option(
     "--target",
@@ -75,6 +79,9 @@ if TYPE_CHECKING:
     default=None,
     metavar="K",
     help="Methods that go channel by channel look only at the K most varying ones.",
+)
+@click.option(
+    "--compile", is_flag=True, help="For many pictures: compile the networks first, which takes a minute each."
 )
 @click.option("--check", is_flag=True, help="Is the map to be trusted? Deletion, insertion, ROAD, random weights.")
 @click.option("--box", default=None, metavar="X0,Y0,X1,Y1", help="Where the object is: share of the map inside.")
@@ -104,6 +111,8 @@ def command(images: tuple[str, ...], **options: Any) -> None:
     NAME.panel.npz and NAME.panel.json.
     """
     _check_usage(options)
+    if "all" in options["methods"]:
+        options["channels"] = options["channels"] or CHANNELS_OF_ALL
     sys.exit(_cam(images, options))
 
 
@@ -214,7 +223,7 @@ def _answers(
     from r2viz.explain import explain_many, panel_many
     from r2viz.panels import panel_of
 
-    more |= {key: options[key] for key in ("registration", "fuse", "smooth", "channels")}
+    more |= {key: options[key] for key in ("registration", "fuse", "smooth", "channels", "compile")}
     more |= {"layers": _layers(options), "seed": _seed(options), "progress": progress.Steps()}
     methods, targets = (list(dict.fromkeys(options[key])) for key in ("methods", "targets"))
     if not _several(options):
@@ -258,7 +267,7 @@ def _request(networks: Sequence[tuple[str, str]], options: dict[str, Any]) -> st
 
     asked: list[Any] = [__version__, [[identity(name), content(weights)] for name, weights in networks]]
     asked += [options["layers"], *(options[key] for key in ("box", "fit", "registration", "seed"))]
-    asked += [options[key] for key in ("methods", "targets", "fuse", "smooth", "channels", "check")]
+    asked += [options[key] for key in ("methods", "targets", "fuse", "smooth", "channels", "compile", "check")]
     asked += [content(options["mask"]), content(options["classes"])]
     return hashlib.sha256(json.dumps(asked).encode()).hexdigest()
 

@@ -79,6 +79,7 @@ def explain(
     smooth: bool = False,
     seed: int = 0,
     channels: int | None = None,
+    compile: bool = False,
     progress: Progress = silent,
 ) -> CamRecord:
     """Class activation maps of one picture.
@@ -96,6 +97,7 @@ def explain(
         smooth: take the mean map over flips and zooms of the picture (six variants, one batch).
         seed: of methods that draw at random.
         channels: of methods that perturb channel by channel: only so many, the most varying ones.
+        compile: for many batches of one size: the first waits a minute (see `r2viz.attribution.compiled`).
         progress: told `(done, total)` by methods that run the network many times.
 
     Raises:
@@ -115,6 +117,7 @@ def explain(
         smooth=smooth,
         seed=seed,
         channels=channels,
+        compile=compile,
     )[0]
     if isinstance(result, R2VizError):
         raise result
@@ -140,7 +143,7 @@ def panel(
         targets: as `target` of `explain`, several, or `"top5"`: the five classes of highest mean probability.
         region: as for `explain`.
         progress: as for `explain`.
-        options: `layers`, `registration`, `fuse`, `smooth`, `seed` and `channels`, as for `explain`.
+        options: `layers`, `registration`, `fuse`, `smooth`, `seed`, `channels` and `compile`, as for `explain`.
 
     Returns:
         Records, methods outermost; where a method cannot be used on these networks, the error that says why.
@@ -236,7 +239,7 @@ def explain_batch(
     """`explain` for a batch: one forward pass per network.
 
     A picture that the networks cannot take, or that has no target, gives its error; others go on. `options` are
-    `layers`, `registration`, `fuse`, `smooth`, `seed` and `channels`, as for `explain`.
+    `layers`, `registration`, `fuse`, `smooth`, `seed`, `channels` and `compile`, as for `explain`.
 
     Raises:
         R2VizError: what is wrong for all pictures: an unknown layer, method or label, networks that do not fit.

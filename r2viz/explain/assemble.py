@@ -57,7 +57,8 @@ def look(model: Model, inputs: Sequence[tuple[Tensor, Geometry]], request: Reque
         ModelError: the network gives scores that cannot be used.
     """
     batch = torch.cat([tensor for tensor, _ in inputs])
-    result = forward_pass(model.module, varied(batch) if request.smooth else batch, request.layers)
+    seen = varied(batch) if request.smooth else batch
+    result = forward_pass(model.module, seen, request.layers, compile=request.compile)
     logits = result.logits.detach()[: len(batch)].float()
     if logits.shape[1] != len(model.classes):
         raise ModelError(

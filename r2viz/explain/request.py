@@ -26,6 +26,7 @@ class Request:
     smooth: bool = False
     seed: int = 0
     channels: int | None = None
+    compile: bool = False
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -33,7 +34,7 @@ class Request:
         defaults = Request()
         return {
             name: getattr(self, name)
-            for name in ("fuse", "smooth", "seed", "channels")
+            for name in ("fuse", "smooth", "seed", "channels", "compile")
             if getattr(self, name) != getattr(defaults, name)
         }
 
