@@ -14,6 +14,7 @@ from tiny import photo
 
 from r2viz.attribution import METHODS
 from r2viz.checks import SUMMARISED
+from r2viz.cli import cam
 from r2viz.cli.methods import NEEDS
 from r2viz.cli.progress import Steps
 from r2viz.explain import explain, panel
@@ -77,15 +78,21 @@ def test_all_methods_and_why_some_are_missing(run: Run, pictures: Path, tmp_path
     assert document["schema"] == 1
     known = [one["method"] for one in document["records"]] + [one["method"] for one in document["missing"]]
     assert sorted(known) == sorted(METHODS)
-    (cam,) = [one for one in document["missing"] if one["method"] == "cam"]
-    assert cam["title"] == "CAM"
-    assert "\n" not in cam["error"]
+    (plain,) = [one for one in document["missing"] if one["method"] == "cam"]
+    assert plain["title"] == "CAM"
+    assert "\n" not in plain["error"]
     assert {view["maps"][0]["layer"] for one in document["records"] for view in one["views"]} == {"layer3", "input"}
     saved = json.loads((tmp_path / "out/a.panel.json").read_text())
     ours = {key: value for key, value in document.items() if key not in ("input", "status", "files")}
     assert ours == {key: value for key, value in saved.items() if key != "request"}
     shown = run("cam", "p/a.png", "--method", "cam", "--method", "gradcam", "--layer", "layer3", "-o", "other").out
-    assert f"  not used: CAM: {cam['error']}" in shown
+    assert f"  not used: CAM: {plain['error']}" in shown
+
+
+def test_all_methods_look_at_few_channels_unless_told_otherwise() -> None:
+    assert cam.CHANNELS_OF_ALL == 32
+    (option,) = [one for one in cam.command.params if one.name == "methods"]
+    assert "--channels 32 unless you say otherwise" in str(option.help)  # type: ignore[attr-defined]
 
 
 def test_where_no_method_can_be_used_the_picture_failed(run: Run, pictures: Path, tmp_path: Path) -> None:

@@ -22,10 +22,11 @@ from tiny import network, pair, photo
 from r2viz.coverage import box_region, mask_region
 from r2viz.errors import OutputError
 from r2viz.explain import explain
-from r2viz.figures import draw_difference, draw_map, figure, grid, html, provenance, render
+from r2viz.figures import draw_difference, draw_map, drawn, figure, grid, html, panel, provenance, render
 from r2viz.figures.overlay import MAP_COLOURS
 from r2viz.figures.tradeoff import Point, described, tradeoff
 from r2viz.image import decode
+from r2viz.panels import Missing, Panel
 from r2viz.records import CamRecord
 
 HOSTILE = {
@@ -308,6 +309,159 @@ def test_html_escapes(record: CamRecord) -> None:
     assert "&lt;b&gt;T&lt;/b&gt;" in shown
     assert "<img src=x" not in shown
     assert 'alt="Class activation maps of &quot;&gt;&lt;img' in shown
+
+
+# --- several methods or targets --------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def several() -> dict[str, CamRecord]:
+    """The same networks' maps of one picture, by method."""
+    picture = decode(photo(71, 95), name="photo.jpg")
+    return {name: explain(picture, pair(), method=name) for name in ("gradcam", "layercam", "saliency", "random")}
+
+
+def heads(drawing: Figure) -> list[list[str]]:
+    """What stands above each picture, top line first."""
+    return [[text.get_text() for text in reversed(ax.texts) if text.get_text()] for ax in panels(drawing)]
+
+
+def test_a_panel_has_a_column_per_record_and_a_row_per_network(several: dict[str, CamRecord]) -> None:
+    records = list(several.values())
+    drawing = panel(records)
+    assert len(panels(drawing)) == 1 + 2 * len(records)
+    places = [ax.get_position() for ax in panels(drawing)]
+    assert len({round(place.x0, 4) for place in places}) == 1 + len(records)
+    assert len({round(place.y0, 4) for place in places}) == 2
+    source, *cells = panels(drawing)
+    np.testing.assert_array_equal(image_of(source)[35, 47], records[0].picture.rgb[35, 47])
+    for number, record in enumerate(records):
+        # A cell is what the single figure shows of the same map.
+        single = panels(figure(record))
+        for row in range(2):
+            np.testing.assert_array_equal(image_of(cells[2 * number + row]), image_of(single[1 + row]))
+        assert heads(drawing)[1 + 2 * number] == [
+            record.method_title,
+            f"ρ {record.agreement(record.layers[-1]).spearman:.2f}",  # type: ignore[union-attr]
+        ]
+    said = " ".join(texts(drawing))
+    assert "4 methods for" in said
+    assert "at layer4 and the input. Each map is divided by its own maximum, maps of pixels by their 99th" in said
+    for title in ("ResNet tiny", "Res2Net tiny"):
+        assert title in texts(drawing)
+
+
+def test_columns_are_headed_by_what_differs(several: dict[str, CamRecord]) -> None:
+    picture = several["gradcam"].picture
+    named = [explain(picture, pair(), method=name, target=target) for name in ("gradcam", "layercam")
+             for target in ("cat", "cat vs dog")]  # fmt: skip
+    both = panel(named)
+    assert [lines[:2] for lines in heads(both)[1::2]] == [
+        [title, target] for title in ("Grad-CAM", "Layer-CAM") for target in ("cat", "cat vs dog")
+    ]
+    assert "2 methods for 2 targets at layer4" in " ".join(texts(both))
+    by_target = panel(named[:2])
+    assert [lines[0] for lines in heads(by_target)[1::2]] == ["cat", "cat vs dog"]
+    assert "Grad-CAM for 2 targets" in " ".join(texts(by_target))
+    assert "cat" not in [line for lines in heads(panel([named[0], named[2]]))[1:] for line in lines]
+
+
+def test_a_panel_says_what_is_missing_and_that_maps_are_constant(several: dict[str, CamRecord]) -> None:
+    flat = changed(several["gradcam"], raws=[np.zeros((2, 2))] * 2)
+    drawing = panel([flat, several["layercam"]], missing=["CAM (no linear head)"], digest="f" * 64)
+    assert texts(drawing).count("constant") == 2
+    said = " ".join(texts(drawing))
+    assert "Not drawn: CAM (no linear head)." in said
+    assert f"· {'f' * 16}" in said
+
+
+SIZES = {"usual": (60, 90), "wide": (40, 400), "tall": (400, 40), "tiny": (1, 1), "line": (1, 90), "column": (90, 1)}
+
+
+@pytest.mark.parametrize("count", [2, 9, 22])
+@pytest.mark.parametrize("size", SIZES.values(), ids=SIZES.keys())
+def test_nothing_in_a_panel_overlaps_or_is_cut(size: tuple[int, int], count: int) -> None:
+    networks = pair() if count != 2 else [network()]
+    first = explain(decode(photo(*size), name="a rather long name of a picture.jpg"), networks)
+    title = "A method with words in its very long name"
+    records = [dataclasses.replace(first, method=f"m{n}", method_title=f"{title} {n}") for n in range(count)]
+    drawing = panel(records)
+    drawing.draw_without_rendering()
+    renderer = drawing.canvas.get_renderer()  # type: ignore[attr-defined]
+    assert drawing.get_figwidth() <= 7.01
+    page = drawing.bbox
+    boxes = [text.get_window_extent(renderer) for ax in panels(drawing) for text in ax.texts if text.get_text()]
+    boxes += [text.get_window_extent(renderer) for text in drawing.texts]
+    frames = [ax.get_window_extent(renderer) for ax in panels(drawing)]
+    for number, box in enumerate(boxes):
+        assert page.x0 - 1 <= box.x0
+        assert box.x1 <= page.x1 + 1
+        assert page.y0 - 1 <= box.y0
+        assert box.y1 <= page.y1 + 1
+        for other in [*boxes[number + 1 :], *frames]:
+            across = min(box.x1, other.x1) - max(box.x0, other.x0)
+            up = min(box.y1, other.y1) - max(box.y0, other.y0)
+            assert not (across > 2 and up > 4), (box, other)  # descenders may touch
+
+
+@pytest.mark.parametrize("kind", ["png", "pdf", "svg"])
+def test_equal_panels_give_equal_bytes(several: dict[str, CamRecord], kind: str) -> None:
+    found = Panel(tuple(several.values()), (Missing("cam", "CAM", "model", "no linear head"),))
+    first, second = (render(drawing, kind, provenance=said) for drawing, said in (drawn(found), drawn(found)))
+    assert first == second
+
+
+@pytest.mark.parametrize("text", HOSTILE.values(), ids=HOSTILE.keys())
+def test_hostile_names_in_a_panel(several: dict[str, CamRecord], text: str) -> None:
+    records = [
+        changed(dataclasses.replace(one, method_title=text), title=text + str(number))
+        for number, one in enumerate(several.values())
+    ]
+    records = [changed(one, title=text) for one in records]
+    drawing, said = drawn(Panel(tuple(records), (Missing(text, text, "model", text),)))
+    assert render(drawing, "png", provenance=said).startswith(b"\x89PNG")
+    assert json.loads(said)["records"][0]["method"] == "gradcam"
+
+
+def test_maps_of_pixels_are_drawn_up_to_their_99th_percentile(several: dict[str, CamRecord]) -> None:
+    raw = np.zeros((64, 64), dtype=np.float32)
+    raw[:32] = np.linspace(0.1, 1, 32 * 64).reshape(32, 64)
+    raw[0, 0] = 1e6  # one pixel beside which nothing else would show
+    spiked = changed(several["saliency"], raws=[raw, raw])
+    bounded = changed(several["saliency"], raws=[np.minimum(raw, 2), np.minimum(raw, 2)])
+    shown, calm = (image_of(panels(figure(one))[1]).astype(int) for one in (spiked, bounded))
+    assert np.quantile(np.abs(shown - calm), 0.98) <= 2  # all but the pixel and those interpolated from it
+    assert colourfulness(shown).max() > 60
+    said = " ".join(texts(figure(spiked)))
+    assert "Maps of pixels by their 99th percentile" in said
+    assert "divided by its own maximum" not in said
+
+
+# --- captions --------------------------------------------------------------------------------------------------------
+
+
+def test_a_caption_says_how_far_the_maps_agree(record: CamRecord) -> None:
+    assert f"The two maps agree with {record.agreement('layer4')}." in " ".join(texts(figure(record)))
+    own = explain(photo(), [network(labels=tuple("abcdefghij")), network("res2net_tiny")], target="top1")
+    assert "agree" not in " ".join(texts(figure(own)))
+
+
+def test_a_caption_says_what_departs_from_the_defaults(record: CamRecord) -> None:
+    plain = " ".join(texts(figure(record)))
+    asked = explain(
+        decode(photo(71, 95)), pair(), layers=("layer3", "layer4"), fuse="max", smooth=True, channels=3, seed=7
+    )
+    for drawing in (figure(asked), panel([asked])):
+        said = " ".join(texts(drawing))
+        for sentence in (
+            "Each map is the mean over six flips and zooms of the picture.",
+            "max(layer3, layer4): the maximum of the layers' maps, each divided by its own maximum.",
+            "Methods that go channel by channel took the 3 most varying ones.",
+            "What is random was drawn from seed 7.",
+        ):
+            assert sentence in said
+            assert sentence not in plain
+    assert json.loads(provenance(asked))["settings"] == {"fuse": "max", "smooth": True, "channels": 3, "seed": 7}
 
 
 # --- files -----------------------------------------------------------------------------------------------------------

@@ -23,11 +23,12 @@ from tiny import pair, photo
 from r2viz import store
 from r2viz.coverage import box_region, mask_region
 from r2viz.errors import BadRecord, OutputError
-from r2viz.explain import explain
-from r2viz.figures import figure, provenance, render
+from r2viz.explain import explain, panel
+from r2viz.figures import drawn, figure, provenance, render
 from r2viz.image import decode
+from r2viz.panels import Missing, Panel, panel_of
 from r2viz.records import CamRecord
-from r2viz.store import files, npz, open_record, refuse_existing, save, write_set
+from r2viz.store import files, npz, open_any, open_record, refuse_existing, save, write_set
 
 
 @pytest.fixture(scope="module")
@@ -322,6 +323,124 @@ def test_arrays_elsewhere_are_not_read(saved: Path, tmp_path: Path) -> None:
     os.replace(saved.with_suffix(".npz"), outside / "x.cam.npz")
     edited(saved, lambda document: document.update(arrays=str(outside / "x.cam.npz")))
     refused(saved, "lacks its arrays")
+
+
+# --- panels ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def several() -> Panel:
+    size = (71, 95)
+    methods = ["gradcam", "cam", "saliency"]
+    found = panel(
+        decode(photo(*size), name="photo.jpg"),
+        pair(),
+        methods=methods,
+        targets=["cat", "cat vs dog"],
+        layers=("layer2", "layer3"),
+        region=box_region((20, 10, 70, 60), size),
+    )
+    made = panel_of(found, methods, ["Grad-CAM", "CAM", "Saliency"])
+    assert isinstance(made, Panel)
+    return made
+
+
+def test_a_panel_there_and_back(tmp_path: Path, several: Panel) -> None:
+    path = save(several, tmp_path / "photo.panel.json")
+    assert listing(tmp_path) == ["photo.panel.json", "photo.panel.npz"]
+    opened = open_any(path)
+    assert isinstance(opened, Panel)
+    assert opened.digest == several.digest
+    assert opened.missing == several.missing
+    assert [one.title for one in several.missing] == ["CAM"]
+    assert store.as_dict(opened) == store.as_dict(several)
+    assert npz(opened) == npz(several)
+    for mine, theirs in zip(opened.records, several.records, strict=True):
+        assert mine.picture is opened.picture
+        assert (mine.digest, mine.method, mine.policy) == (theirs.digest, theirs.method, theirs.policy)
+        for a, b in zip(mine.views, theirs.views, strict=True):
+            for layer in mine.layers:
+                np.testing.assert_array_equal(a.map(layer).raw, b.map(layer).raw)
+    pictures = [render(drawing, "png", provenance=said) for drawing, said in map(drawn, (several, opened))]
+    assert pictures[0] == pictures[1]
+    again = save(opened, tmp_path / "b" / "photo.panel.json")
+    assert [again.with_suffix(kind).read_bytes() for kind in (".json", ".npz")] == [
+        path.with_suffix(kind).read_bytes() for kind in (".json", ".npz")
+    ]
+
+
+def test_names_of_a_panel_s_arrays_are_those_that_its_json_says(several: Panel) -> None:
+    document = store.as_dict(several)
+    said = {map_["array"] for one in document["records"] for view in one["views"] for map_ in view["maps"]}
+    with np.load(io.BytesIO(npz(several)), allow_pickle=False) as arrays:
+        assert said <= set(arrays.files)
+        assert {name.partition("/")[0] for name in arrays.files} == {
+            *("0-gradcam", "1-gradcam", "2-saliency", "3-saliency", "picture", "region")
+        }
+        for one, record in zip(document["records"], several.records, strict=True):
+            for view, shown in zip(one["views"], record.views, strict=True):
+                for map_, there in zip(view["maps"], shown.maps, strict=True):
+                    np.testing.assert_array_equal(arrays[map_["array"]], there.raw)
+
+
+def test_a_panel_is_no_record(tmp_path: Path, several: Panel) -> None:
+    path = save(several, tmp_path / "x.panel.json")
+    refused(path, "is a panel of 4 records, not one record", "r2viz.store.open_any")
+
+
+def test_what_makes_no_panel(several: Panel, record: CamRecord) -> None:
+    with pytest.raises(ValueError, match="at least one record"):
+        Panel(())
+    with pytest.raises(ValueError, match="of one picture and the same networks"):
+        Panel((several.records[0], dataclasses.replace(record, views=record.views[:1])))
+    other = dataclasses.replace(record, picture=dataclasses.replace(record.picture, sha256="0" * 64))
+    with pytest.raises(ValueError, match="of one picture and the same networks"):
+        Panel((record, other))
+
+
+def test_a_digest_changes_with_every_record_and_with_what_is_missing(several: Panel) -> None:
+    missing = Missing("cam", "CAM", "model", "no linear head")
+    others = [
+        Panel(several.records[:-1], several.missing),
+        Panel(several.records[::-1], several.missing),
+        Panel(several.records),
+        Panel(several.records, (missing,)),
+    ]
+    assert len({several.digest, *(one.digest for one in others)}) == 5
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda document: document.pop("records"),
+        lambda document: document.pop("missing"),
+        lambda document: document.pop("picture"),
+        lambda document: document.update(records=[]),
+        lambda document: document.update(records=[None]),
+        lambda document: document.update(records={}),
+        lambda document: document.update(missing=[{"method": "x"}]),
+        lambda document: document.update(missing=[{"who": "x"}]),
+        lambda document: document["records"][0].update(kind="panel"),
+        lambda document: document["records"][1]["picture"].update(sha256="0" * 64),
+        lambda document: document["records"][1]["views"].pop(),
+        lambda document: document["records"][1]["views"][0]["maps"][0].update(array="0-gradcam/none/raw"),
+        lambda document: document.update(kind="table"),
+        lambda document: document.update(schema=2),
+    ],
+)
+def test_damaged_panels(tmp_path: Path, several: Panel, change: Any) -> None:
+    path = save(several, tmp_path / "x.panel.json")
+    edited(path, change)
+    with pytest.raises(BadRecord) as caught:
+        open_any(path)
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 500
+
+
+def test_a_panel_whose_region_is_of_another_size(tmp_path: Path, several: Panel) -> None:
+    path = save(several, tmp_path / "x.panel.json")
+    rearranged(path, lambda arrays: arrays.update(region=np.ones((3, 3), dtype=bool)))
+    refused(path, "damaged", "no mask of the picture's size")
 
 
 # --- all or none -----------------------------------------------------------------------------------------------------

@@ -19,7 +19,7 @@ from r2viz.errors import R2VizError, one_line
 from r2viz.version import __version__
 
 CHANNELS_OF_ALL = 32
-"""Channels for `--method all` unless the user says otherwise: with all of them, SS-CAM of the 50-layer pair takes hours."""
+"""For `--method all` unless the user says otherwise: with all channels, SS-CAM of the 50-layer pair takes hours."""
 
 if TYPE_CHECKING:
     from r2viz.image import Picture

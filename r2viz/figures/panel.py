@@ -87,7 +87,7 @@ def panel(records: Sequence[CamRecord], *, columns: int = 7, missing: Sequence[s
     bands = math.ceil((len(records) + 1) / columns)
     columns = math.ceil((len(records) + 1) / bands)  # bands of nearly one length
     aspect = height / width
-    longest = max(len(view.title) for view in first.views)
+    longest = max(1, *(len(view.title) for view in first.views))
     for label in (_UPRIGHT, _BESIDE):
         cell = min((_WIDTH - 2 * _MARGIN - label - (columns - 1) * _GAP) / columns, 2.4)
         tall = min(cell * aspect, 2.4)
