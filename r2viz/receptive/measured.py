@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.overrides import TorchFunctionMode
 
 from r2viz.erf_records import Erf, Reach
 from r2viz.errors import ModelError, R2VizError, TapError, UnknownName, one_line
@@ -416,6 +417,16 @@ def _kind(module: nn.Module) -> torch.dtype:
     return next((weight.dtype for weight in module.parameters() if weight.is_floating_point()), torch.float32)
 
 
+class _Skipped(TorchFunctionMode):
+    """Batch normalisation as nothing: it changes no shape, and without values costs more than all the rest."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func in (torch.nn.functional.batch_norm, torch.batch_norm) and args:
+            return args[0]
+        return func(*args, **kwargs)
+
+
 def _shapes(module: nn.Module, example: Tensor, layers: Sequence[str]) -> dict[str, tuple[int, int]]:
     """(h, w) of every feature map, without computing it; the pass runs to its end, so that taps are checked."""
     state: dict[str, Tensor] = {**dict(module.named_parameters()), **dict(module.named_buffers())}
@@ -423,7 +434,7 @@ def _shapes(module: nn.Module, example: Tensor, layers: Sequence[str]) -> dict[s
     shape = tuple(example.shape)
     taken: dict[str, Tensor] = {}
     try:
-        with torch.no_grad(), tap(module, layers) as taken:
+        with torch.no_grad(), _Skipped(), tap(module, layers) as taken:
             functional_call(module, bare, (torch.empty(shape, device="meta", dtype=_kind(module)),))
     except R2VizError:
         raise
