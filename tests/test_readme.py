@@ -7,7 +7,9 @@ from pathlib import Path
 import torch
 from tiny import one_thread
 
+from r2viz.attribution import METHODS
 from r2viz.cli import cam
+from r2viz.cli.methods import NEEDS
 from r2viz.errors import WeightsUnavailable
 from r2viz.models import pairs
 
@@ -48,3 +50,11 @@ def test_options_exist():
     asked = set(re.findall(r"(--[a-z]+)", block))
     assert len(asked) > 8
     assert asked <= known
+
+
+def test_the_table_of_methods_is_the_table():
+    block = TEXT[TEXT.index("## Methods") : TEXT.index("### Is a map to be trusted?")]
+    rows = [line for line in block.splitlines() if line.startswith("| ") and "`--method`" not in line]
+    assert rows == [
+        f"| {row.title} | `{name}` | {row.citation} | {NEEDS[row.needs]} |" for name, row in METHODS.items()
+    ]
