@@ -42,12 +42,19 @@ def interleaved(ours: Callable[[], object], peer: Callable[[], object], *, pairs
 
 
 def rounds(sides: Mapping[str, Callable[[], object]], count: int = 9) -> dict[str, np.ndarray]:
-    """Seconds `(count,)` of every side, measured in turn, each round in the other order than the one before."""
+    """Seconds `(count,)` of every side, measured in turn: two in alternating order, more in a new (seeded) one every round.
+
+    What runs before leaves caches and freed memory behind, and must not always be the same.
+    """
+    generator = np.random.default_rng(0)
     for run in sides.values():
         run()
     seconds = {name: np.empty(count) for name in sides}
     for number in range(count):
-        for name in list(sides)[:: 1 if number % 2 == 0 else -1]:
+        order = list(sides)[:: 1 if number % 2 == 0 else -1]
+        if len(order) > 2:
+            order = [order[place] for place in generator.permutation(len(order))]
+        for name in order:
             gc.collect()
             begun = time.perf_counter()
             sides[name]()
