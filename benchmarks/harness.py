@@ -42,7 +42,7 @@ def interleaved(ours: Callable[[], object], peer: Callable[[], object], *, pairs
 
 
 def rounds(sides: Mapping[str, Callable[[], object]], count: int = 9) -> dict[str, np.ndarray]:
-    """Seconds `(count,)` of every side, measured in turn: two in alternating order, more in a new (seeded) one every round.
+    """Seconds `(count,)` of every side, in turn: two in alternating order, more in a new (seeded) one every round.
 
     What runs before leaves caches and freed memory behind, and must not always be the same.
     """
