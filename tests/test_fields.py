@@ -136,6 +136,22 @@ def test_a_gate_from_the_whole_picture_makes_the_field_unbounded() -> None:
     assert plain["fc"] is None
 
 
+@pytest.mark.parametrize(
+    "layer",
+    [nn.GroupNorm(2, 4), nn.InstanceNorm2d(4), nn.Conv2d(4, 4, 3, padding=1, padding_mode="circular")],
+    ids=lambda layer: type(layer).__name__,
+)
+def test_what_lets_the_whole_picture_in_is_unbounded(layer: nn.Module) -> None:
+    module = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), layer, nn.ReLU())
+    found = fields(module)
+    assert not found["0"].unbounded  # type: ignore[union-attr]
+    assert found["2"].unbounded  # type: ignore[union-attr]
+    assert grids(module)["2"] == grids(module)["0"]
+    picture = torch.randn(1, 3, 24, 24, requires_grad=True)
+    (gradient,) = torch.autograd.grad(module(picture)[0, :, 0, 0].square().sum(), picture)
+    assert gradient[0, :, -1].abs().sum() > 0  # indeed
+
+
 def test_fields_lie_on_the_grids() -> None:
     for name in ("resnet26_mini", "res2net26_mini", "res2net50_26w_4s"):
         module = built(name)

@@ -247,7 +247,9 @@ def test_unknown_model_suggests(name: str) -> None:
 
 
 def test_nothing_near_says_where_the_list_is() -> None:
-    with pytest.raises(UnknownName, match=r"^no model 'vgg'; `r2viz models` lists all \d+, and there are timm:NAME, torchvision:NAME and p"):
+    with pytest.raises(
+        UnknownName, match=r"^no model 'vgg'; `r2viz models` lists all \d+, and there are timm:NAME, torc"
+    ):
         load("vgg", weights="random")
     with pytest.raises(UnknownName, match="no pair 'imagnet'; did you mean 'imagenet'"):
         load_pair("imagnet", weights="random")

@@ -123,13 +123,15 @@ def cam(rerun: Rerun) -> Tensor:
 def random(rerun: Rerun) -> Tensor:
     """A control: independent numbers, uniform on [0, 1), `-> (N, h, w)`.
 
-    Drawn from the seed, the layer's name and the picture's content: the same whatever batch the picture is in and on
-    every device, another for every picture. A measure that cannot tell a method from it says nothing of the method.
+    Drawn from the seed, the network's architecture, the layer's name and the picture's content: the same whatever
+    batch the picture is in and on every device, another for every picture and for the other network of a pair. A
+    measure that cannot tell a method from it says nothing of the method.
     """
+    shapes = [(name, tuple(weight.shape)) for name, weight in rerun.module.named_parameters()]
     drawn = []
     for picture in rerun.batch:
         digest = hashlib.blake2b(digest_size=7)
-        digest.update(f"{rerun.seed} {rerun.layer} ".encode())
+        digest.update(f"{rerun.seed} {rerun.layer} {shapes}".encode())
         digest.update(picture.detach().float().cpu().contiguous().numpy().tobytes())
         generator = torch.Generator().manual_seed(int.from_bytes(digest.digest(), "big"))
         drawn.append(torch.rand(rerun.activations.shape[2:], generator=generator))

@@ -17,8 +17,6 @@ from r2viz.receptive.theory import Field, Grid, Pair
 _POINTWISE_MODULES = (
     nn.BatchNorm2d,
     nn.SyncBatchNorm,
-    nn.GroupNorm,
-    nn.InstanceNorm2d,
     nn.Identity,
     nn.Dropout,
     nn.Dropout2d,
@@ -72,6 +70,7 @@ class _Effect(Enum):
 
     SAME = "leaves every unit where it is"
     CONSTANT = "gives numbers that hold no pixel: shapes, parameters"
+    GATED = "leaves every unit where it is, and lets the whole picture change its value"
     GLOBAL = "gives values made from the whole picture"
     UNKNOWN = "is not known here"
 
@@ -84,6 +83,8 @@ class _Window:
     stride: Pair
     padding: Pair
     dilation: Pair
+    wraps: bool = False
+    """Whether the border sees the opposite one (circular padding), which no extent around a unit can say."""
 
 
 @dataclass(frozen=True)
@@ -176,7 +177,7 @@ def _moved(grid: Grid, effect: _Effect | _Window | _Enlargement) -> Grid | None:
         jump = (grid.jump[0] / factor[0], grid.jump[1] / factor[1])
         start = (grid.start[0] - (factor[0] - 1) / 2 * jump[0], grid.start[1] - (factor[1] - 1) / 2 * jump[1])
         return Grid(jump, start, aligned=False)
-    return {_Effect.SAME: grid, _Effect.UNKNOWN: None}.get(effect, _EVERYWHERE)
+    return {_Effect.SAME: grid, _Effect.GATED: grid, _Effect.UNKNOWN: None}.get(effect, _EVERYWHERE)
 
 
 def _seen(sources: list[Field | _Effect | None], effect: _Effect | _Window | _Enlargement) -> Field | _Effect | None:
@@ -197,10 +198,11 @@ def _seen(sources: list[Field | _Effect | None], effect: _Effect | _Window | _En
             field = field.meet(other)
         except ValueError:
             return None
-    if everything:
+    if everything or effect is _Effect.GATED:
         field = field.gated()
     if isinstance(effect, _Window):
-        return field.through(effect.kernel, effect.stride, effect.padding, effect.dilation)
+        seen = field.through(effect.kernel, effect.stride, effect.padding, effect.dilation)
+        return seen.gated() if effect.wraps else seen
     return field.enlarged(effect.factor) if isinstance(effect, _Enlargement) else field
 
 
@@ -221,7 +223,9 @@ def _effect(node: fx.Node, module: nn.Module) -> _Effect | _Window | _Enlargemen
         stride = _argument(node, "stride", 2) or kernel
         dilation = _argument(node, "dilation", 4, 1) if name == "max_pool2d" else 1
         window = (kernel, stride, _argument(node, "padding", 3, 0), dilation)
-        return _Effect.UNKNOWN if any(isinstance(value, fx.Node) for value in window) else _Window(*map(_pair, window))
+        if any(isinstance(value, fx.Node) for value in window):
+            return _Effect.UNKNOWN
+        return _Window(_pair(window[0]), _pair(window[1]), _pair(window[2]), _pair(window[3]))
     if name == "getitem":
         return _Effect.SAME if _keeps_places(node) else _Effect.UNKNOWN
     if name in ("cat", "split", "chunk", "tensor_split"):  # by channels or pictures, never by rows or columns
@@ -251,6 +255,8 @@ def _keeps_places(node: fx.Node) -> bool:
 
 
 def _of_layer(layer: nn.Module) -> _Effect | _Window | _Enlargement:
+    if isinstance(layer, (nn.GroupNorm, nn.InstanceNorm2d)):  # statistics of the picture itself
+        return _Effect.GATED
     if isinstance(layer, _POINTWISE_MODULES):
         return _Effect.SAME
     if isinstance(layer, (nn.Conv2d, nn.MaxPool2d, nn.AvgPool2d)):
@@ -262,7 +268,7 @@ def _of_layer(layer: nn.Module) -> _Effect | _Window | _Enlargement:
             padding = (left[0], left[1])
         else:
             padding = _pair(layer.padding)
-        return _Window(kernel, stride, padding, dilation)
+        return _Window(kernel, stride, padding, dilation, getattr(layer, "padding_mode", "zeros") == "circular")
     if isinstance(layer, nn.Upsample) and layer.mode == "nearest" and layer.scale_factor is not None:
         return _Enlargement(_pair(layer.scale_factor))
     if isinstance(layer, (nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d)) and layer.output_size in _ONE:
