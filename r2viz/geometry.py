@@ -117,9 +117,7 @@ class Geometry:
         if min(jump) <= 0:
             raise ValueError(f"jump must be positive, not {jump}")
         y0, x0, y1, x1 = self.seen
-        rows = interpolation(
-            values.shape[0], (np.arange(y0, y1) * self.scale[0] + self.offset[0] - start[0]) / jump[0]
-        )
+        rows = interpolation(values.shape[0], (np.arange(y0, y1) * self.scale[0] + self.offset[0] - start[0]) / jump[0])
         columns = interpolation(
             values.shape[1], (np.arange(x0, x1) * self.scale[1] + self.offset[1] - start[1]) / jump[1]
         )

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import assume, given, settings
+from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
@@ -318,6 +318,12 @@ SIDES = st.tuples(st.integers(1, 4), st.integers(1, 4))
 
 
 @settings(deadline=None, max_examples=30)
+@example(  # a unit in the padding: it sees one pixel, and the window before it needs two
+    layers=[((1, 1), (0, 0), 1, 1, "conv"), ((2, 1), (0, 0), 1, 1, "conv"), ((1, 1), (1, 0), 1, 1, "conv")],
+    size=(50, 50),
+    where=(0.0, 0.0),
+    seed=0,
+)
 @given(
     layers=st.lists(
         st.tuples(

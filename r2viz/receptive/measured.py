@@ -329,11 +329,22 @@ def _window(module: nn.Module, targets: Sequence[_Target], size: tuple[int, int]
     edges: list[tuple[int, int]] = []
     for axis in (0, 1):
         start = min(target.seen[axis] for target in targets) // step * step
-        needed = max(target.seen[axis + 2] for target in targets) - start
+        # A unit whose field lies mostly in the padding sees a pixel or two, too few for the windows on the way.
+        least = max(_extent(target, axis) for target in targets)
+        start = max(0, min(start, size[axis] - least) // step * step)
+        needed = max(*(target.seen[axis + 2] - start for target in targets), least)
         # A whole number of steps, so that branches that round in different ways meet as they do in the whole.
         edges.append((start, min(size[axis], start + math.ceil(needed / step) * step)))
     (y0, y1), (x0, x1) = edges
     return (y0, x0, y1, x1)
+
+
+def _extent(target: _Target, axis: int) -> int:
+    """How many pixels a unit's field is long, along rows or columns, those beyond the border included."""
+    if target.theory is None:
+        return 1
+    left, right = (target.theory.y if axis == 0 else target.theory.columns).reach
+    return math.ceil(right - left) + 1
 
 
 def _step(module: nn.Module, target: _Target) -> int | None:
