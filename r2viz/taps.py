@@ -50,10 +50,10 @@ def point(module: nn.Module, name: str, *, called: str | None = None) -> Point:
     Raises:
         UnknownName: there is no such module or split; the message suggests the nearest name.
     """
+    if _has(module, name):
+        return Point(name, into=False, split=None)
     modules = dict(module.named_modules())
     modules.pop("", None)
-    if name in modules:
-        return Point(name, into=False, split=None)
     match = _NAME.fullmatch(name)
     path = match["path"] if match else name
     if match is None or path not in modules or not match["side"]:
@@ -80,6 +80,14 @@ def point(module: nn.Module, name: str, *, called: str | None = None) -> Point:
             code="unknown_name.layer",
         )
     return Point(path, into=True, split=split, splits=scale)
+
+
+def _has(module: nn.Module, name: str) -> bool:
+    """Whether a part of that name exists: by steps, since listing all takes a small network as long as a block."""
+    part: nn.Module | None = module if name else None
+    for step in name.split("."):
+        part = part._modules[step] if part is not None and step in part._modules else None
+    return part is not None
 
 
 def _top(module: nn.Module) -> str:

@@ -711,14 +711,22 @@ def test_fullgrad_counts_biases_without_a_place_but_does_not_draw_them() -> None
 # --- Random ----------------------------------------------------------------------------------------------------------
 
 
-def test_random_is_of_picture_layer_and_seed_and_of_nothing_else(net: Callable[..., Any], module: nn.Module) -> None:
+def test_random_is_of_picture_layer_seed_and_architecture_and_of_nothing_else(
+    net: Callable[..., Any], module: nn.Module
+) -> None:
     batch, layers = noise(3), ["layer2", "layer3"]
     found = cam_maps(module, batch, method="random", layers=layers)
     before = torch.get_rng_state()
     assert torch.equal(cam_maps(module, batch[[2]], method="random", layers=layers)["layer2"][0], found["layer2"][2])
     assert torch.equal(torch.get_rng_state(), before)
     other = net("resnet", seed=3)
-    assert torch.equal(cam_maps(other, batch, method="random", layers=["layer2"])["layer2"], found["layer2"])
+    again = net("resnet", seed=4)
+    maps = [cam_maps(one, batch, method="random", layers=["layer2"])["layer2"] for one in (other, again)]
+    assert torch.equal(maps[0], maps[1])  # weights do not matter
+    alike = {name: weight.shape for name, weight in module.named_parameters()} == {
+        name: weight.shape for name, weight in other.named_parameters()
+    }
+    assert torch.equal(maps[0], found["layer2"]) == alike
     assert not torch.equal(
         cam_maps(module, batch, method="random", layers=["layer2"], seed=1)["layer2"], found["layer2"]
     )

@@ -242,6 +242,13 @@ def cam_maps(
 
 def _refuse_unfinished(module: nn.Module) -> None:
     """A network whose weights have no values, or values that no gradient can pass, says so before it runs."""
+    # Without names first: finding those costs a small network a fifth of its forward pass.
+    if not any(
+        tensor is not None and (is_lazy(tensor) or tensor.is_meta or tensor.is_inference())
+        for part in module.modules()
+        for tensor in (*part._parameters.values(), *part._buffers.values())
+    ):
+        return
     for name, tensor in (*module.named_parameters(), *module.named_buffers()):
         if is_lazy(tensor):
             raise ModelError(
