@@ -328,3 +328,34 @@ def test_device_that_is_not_there(device: str) -> None:
 def test_device_auto_is_one_that_works() -> None:
     assert torch.empty(1, device=resolve_device("auto")).numel() == 1
     assert resolve_device("cpu") == resolve_device(torch.device("cpu")) == torch.device("cpu")
+
+
+def test_weights_are_reordered_where_they_are_and_keep_their_values() -> None:
+    from r2viz.models.model import _reorder
+
+    module = ResNet(Res2NetBlock, (1, 1, 1, 1), widths=(8, 8, 8, 8), base_width=64, groups=2, num_classes=3).eval()
+    expected = {key: value.clone() for key, value in module.state_dict().items()}
+    places = {name: weight.data_ptr() for name, weight in module.named_parameters()}
+    batch = torch.randn(2, 3, 64, 64)
+    with torch.inference_mode():
+        before = module(batch)
+    _reorder(module)
+    assert {name: weight.data_ptr() for name, weight in module.named_parameters()} == places
+    for key, value in module.state_dict().items():
+        assert torch.equal(value, expected[key]), key
+        assert value.ndim != 4 or value.is_contiguous(memory_format=torch.channels_last)
+    module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    assert {name: weight.data_ptr() for name, weight in module.named_parameters()} == places
+    with torch.inference_mode():
+        torch.testing.assert_close(module(batch), before, atol=1e-5, rtol=1e-4)
+
+
+def test_weights_that_are_one_another_s_are_not_reordered_in_place() -> None:
+    from r2viz.models.model import _reorder
+
+    module = nn.Sequential(nn.Conv2d(4, 4, 3, bias=False), nn.Conv2d(4, 4, 3, bias=False))
+    module[1].weight = nn.Parameter(module[0].weight.data)  # another parameter on the same memory
+    expected = module[0].weight.clone()
+    _reorder(module)
+    assert torch.equal(module[0].weight, expected)
+    assert torch.equal(module[1].weight, expected)
