@@ -13,16 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from r2viz.attribution import METHODS, cam_maps
+from r2viz.cli.methods import NEEDS
 from r2viz.errors import ModelError
 
 TARGET = Path(__file__).with_name("methods.md")
-NEEDS = {
-    "activations": "the layer",
-    "gradients": "one gradient",
-    "curvature": "two gradients",
-    "rerun": "more passes",
-    "pixels": "the pixels",
-}
 HEAD = """# Methods
 
 Written by `python docs/draw_methods.py`; a test holds it to what the code does.
