@@ -532,7 +532,7 @@ def test_a_rename_that_fails_takes_back_the_others(
             raise error
         real(source, target)
 
-    monkeypatch.setattr(store.os, "replace", replace)
+    monkeypatch.setattr(store.writing.os, "replace", replace)
     expected: Any = (OutputError, KeyboardInterrupt)
     with pytest.raises(expected):
         write_set(wanted, overwrite=overwrite)
