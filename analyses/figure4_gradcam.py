@@ -32,7 +32,7 @@ EXAMPLES = Path(__file__).parents[1] / "examples"
 @click.argument("pictures", nargs=-1)
 @click.option("--pair", default="auto", show_default=True, help="The two networks.")
 @click.option("--weights", default="auto", show_default=True, help="auto or random.")
-@click.option("--layer", default="layer4", show_default=True, help="The tap.")
+@click.option("--layer", default=None, help="The tap. [each network's last stage]")
 @click.option("--target", default="shared", show_default=True, help="shared, a label or an index.")
 @click.option("--columns", default=7, show_default=True, type=click.IntRange(1), help="Pictures per figure.")
 @click.option("-o", "--output", default="out/figure4", show_default=True, help="Folder for figures and numbers.")
@@ -43,7 +43,10 @@ def main(pictures: tuple[str, ...], pair: str, weights: str, output: str, overwr
         inputs = gather(pictures or [str(EXAMPLES)])
         columns = options.pop("columns")
         explained = explain_many(
-            decoded(inputs), load_pair(pair, weights=weights), layers=[options["layer"]], target=options["target"]
+            decoded(inputs),
+            load_pair(pair, weights=weights),
+            layers=[options["layer"]] if options["layer"] else None,
+            target=options["target"],
         )
         records: list[CamRecord] = []
         for item, result in zip(inputs, explained, strict=True):

@@ -18,6 +18,8 @@ from r2viz.geometry import Geometry
 from r2viz.image import Picture
 
 SCHEMA = 1
+BETWEEN = " / "
+"""Stands between the names of two networks' layers where they differ."""
 
 
 @dataclass(frozen=True)
@@ -95,13 +97,13 @@ class View:
         return self.weights["kind"] == "random"
 
     def map(self, layer: str) -> LayerMap:
-        """The map at `layer`.
+        """The map at `layer`, a tap's name or one of `CamRecord.layers`.
 
         Raises:
             UnknownName: the record has no such layer.
         """
         for candidate in self.maps:
-            if candidate.layer == layer:
+            if candidate.layer in (layer, *layer.split(BETWEEN)):
                 return candidate
         known = [candidate.layer for candidate in self.maps]
         raise UnknownName(f"the record has no layer {layer!r}{nearest(layer, known)}; it has {', '.join(known)}")
@@ -141,8 +143,9 @@ class CamRecord:
 
     @property
     def layers(self) -> tuple[str, ...]:
-        """The layers, in the order asked for."""
-        return tuple(map_.layer for map_ in self.views[0].maps)
+        """The layers, in the order asked for; both names (`"layer4 / level5"`) where each network has its own."""
+        rows = zip(*([map_.layer for map_ in view.maps] for view in self.views), strict=True)
+        return tuple(BETWEEN.join(dict.fromkeys(row)) for row in rows)
 
     @property
     def shared(self) -> bool:

@@ -23,11 +23,16 @@ from r2viz.coverage import Region, box_region
 from r2viz.errors import BadImage, BadRegion, BadTarget, ModelError, R2VizError, TapError, UnknownName
 from r2viz.explain import batch as batch_room
 from r2viz.explain import explain, explain_batch, explain_many
+from r2viz.explain.trust import check
+from r2viz.figures import figure
 from r2viz.geometry import Preprocess
 from r2viz.image import Picture, decode
+from r2viz.models.cifar import resnext
+from r2viz.models.dla import dla as trees
 from r2viz.models.model import Model, fitted
 from r2viz.models.weights import Weights
 from r2viz.records import CamRecord
+from r2viz.summary import lines
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -145,6 +150,29 @@ def test_inside_inference_mode_and_no_grad(models: list[Model], pictures: list[P
         same(explain(pictures[0], models), expected)
     with torch.no_grad():
         same(explain(pictures[0], models), expected)
+
+
+def test_the_layer_is_each_networks_last_stage_unless_one_is_named(pictures: list[Picture]) -> None:
+    cifar = _small("resnext", resnext(cardinality=2, width=8, depth=11, num_classes=len(LABELS)))
+    dla = _small("dla", trees(widths=(4, 8, 16, 32, 48, 64), num_classes=len(LABELS)))
+    single = explain(pictures[0], [cifar])
+    assert single.layers == ("layer3",)
+    record = explain(pictures[0], [cifar, dla], target=3)
+    assert [view.maps[0].layer for view in record.views] == ["layer3", "level5"]
+    assert record.layers == ("layer3 / level5",)
+    assert record.views[1].map("layer3 / level5") is record.views[1].map("level5")
+    np.testing.assert_array_equal(raw(record, 0, "layer3"), raw(explain(pictures[0], [cifar], target=3), 0, "layer3"))
+    difference = record.difference(record.layers[0])
+    assert difference is not None
+    assert difference.shape == pictures[0].rgb.shape[:2]
+    assert "at layer3 / level5." in " ".join(text.get_text() for text in figure(record).texts).replace("\n", " ")
+    assert any(line.strip().startswith("level5: raw maximum") for line in lines(record))
+    verdicts = check(record, [cifar, dla])
+    assert all(verdict.randomisation is not None for verdict in verdicts)
+
+
+def _small(name: str, module: nn.Module) -> Model:
+    return Model(name, name, module.eval(), Preprocess(resize=64, crop=(64, 64)), LABELS, Weights("file", "-", name))
 
 
 # --- targets ---------------------------------------------------------------------------------------------------------

@@ -49,7 +49,11 @@ if TYPE_CHECKING:
 )
 @click.option("--classes", type=click.Path(), default=None, help="Names of the classes, one per line.")
 @click.option(
-    "--layer", "layers", multiple=True, metavar="TAP", help="layer4 (default), layer3.2.split1, …; repeatable."
+    "--layer",
+    "layers",
+    multiple=True,
+    metavar="TAP",
+    help="layer3, layer3.2.split1, …, of `r2viz models show`; repeatable. [each network's last stage]",
 )
 @click.option(
     "--method",
@@ -185,7 +189,9 @@ def _cam(images: Sequence[str], options: dict[str, Any]) -> int:
                 results.json_line(item, "failed", error_code=found.code, error=str(found))
             continue
         checks = (
-            results.checked(found, models, layers=_layers(options), seed=_seed(options)) if options["check"] else []
+            results.checked(found, models, layers=options["layers"] or None, seed=_seed(options))
+            if options["check"]
+            else []
         )
         results.gather_checks(verdicts, found, checks)
         again = options["overwrite"] or options["resume"]
@@ -198,10 +204,6 @@ def _cam(images: Sequence[str], options: dict[str, Any]) -> int:
     if many:
         click.echo(f"{bad} of {len(inputs)} pictures could not be used", err=True)
     return FAILED if options["strict"] or bad == len(inputs) + len(done) else PARTLY
-
-
-def _layers(options: dict[str, Any]) -> tuple[str, ...]:
-    return options["layers"] or ("layer4",)
 
 
 def _seed(options: dict[str, Any]) -> int:
@@ -224,7 +226,7 @@ def _answers(
     from r2viz.panels import panel_of
 
     more |= {key: options[key] for key in ("registration", "fuse", "smooth", "channels", "compile")}
-    more |= {"layers": _layers(options), "seed": _seed(options), "progress": progress.Steps()}
+    more |= {"layers": options["layers"] or None, "seed": _seed(options), "progress": progress.Steps()}
     methods, targets = (list(dict.fromkeys(options[key])) for key in ("methods", "targets"))
     if not _several(options):
         yield from explain_many(pictures, models, method=methods[0], target=targets[0], **more)

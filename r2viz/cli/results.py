@@ -128,7 +128,9 @@ def records_of(found: CamRecord | Panel) -> tuple[CamRecord, ...]:
 # --- Checks ----------------------------------------------------------------------------------------------------------
 
 
-def checked(found: CamRecord | Panel, models: Sequence[Model], *, layers: Sequence[str], seed: int) -> list[Check]:
+def checked(
+    found: CamRecord | Panel, models: Sequence[Model], *, layers: Sequence[str] | None, seed: int
+) -> list[Check]:
     """Each record's verdicts, one per network, or the reason why there are none."""
     from r2viz.cli.progress import counted
     from r2viz.explain.trust import check

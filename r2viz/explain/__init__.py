@@ -70,7 +70,7 @@ def explain(
     image: Any,
     models: Sequence[Model],
     *,
-    layers: Sequence[str] = ("layer4",),
+    layers: Sequence[str] | None = None,
     method: str = "gradcam",
     target: str | int = "shared",
     region: Region | None = None,
@@ -87,7 +87,7 @@ def explain(
     Args:
         image: a path, encoded bytes, an array `(H, W, 3)`, a Pillow image or a decoded `Picture`.
         models: one network, or two of which the first is the baseline.
-        layers: tap names (see `r2viz.taps`).
+        layers: tap names (see `r2viz.taps`); without, each network's last stage.
         method: a name in `r2viz.attribution.METHODS`.
         target: `"shared"` (the class with the highest mean probability of the networks), `"top1"` (each its own),
             `"agree"` (the common top-1, or an error), a label, an index, or `"A vs B"`, a contrast of two of them.

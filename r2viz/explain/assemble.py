@@ -58,7 +58,7 @@ def look(model: Model, inputs: Sequence[tuple[Tensor, Geometry]], request: Reque
     """
     batch = torch.cat([tensor for tensor, _ in inputs])
     seen = varied(batch) if request.smooth else batch
-    result = forward_pass(model.module, seen, request.layers, compile=request.compile)
+    result = forward_pass(model.module, seen, request.layers_of(model), compile=request.compile)
     logits = result.logits.detach()[: len(batch)].float()
     if logits.shape[1] != len(model.classes):
         raise ModelError(

@@ -10,6 +10,7 @@ from r2viz.attribution import METHODS, method_named
 from r2viz.attribution.targets import TargetPolicy, policies
 from r2viz.errors import ModelError, R2VizError, UnknownName
 from r2viz.models.model import Model
+from r2viz.models.outline import last_stage
 from r2viz.taps import point, unwrapped
 
 REGISTRATIONS = ("rf", "grid")
@@ -20,13 +21,23 @@ FUSIONS = ("mean", "max")
 class Request:
     """How maps are made; what each field means is told at `r2viz.explain.explain`."""
 
-    layers: tuple[str, ...] = ("layer4",)
+    layers: tuple[str, ...] | None = None
     registration: str = "rf"
     fuse: str | None = None
     smooth: bool = False
     seed: int = 0
     channels: int | None = None
     compile: bool = False
+
+    def layers_of(self, model: Model) -> tuple[str, ...]:
+        """The taps of this network: those asked for, else its last stage.
+
+        Raises:
+            UnknownName: none was asked for, and its last stage is not known.
+        """
+        if self.layers is not None:
+            return self.layers
+        return (last_stage(model.module, called=model.name),)
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -49,16 +60,18 @@ class Request:
         for kind, value, known in (("registration", self.registration, REGISTRATIONS), ("fusion", self.fuse, FUSIONS)):
             if value is not None and value not in known:
                 raise UnknownName(f"no {kind} {value!r}; there are {' and '.join(known)}", code=f"unknown_name.{kind}")
-        layers = (self.layers,) if isinstance(self.layers, str) else tuple(dict.fromkeys(self.layers))
-        if self.fuse is not None and len(layers) < 2:
+        layers = (self.layers,) if isinstance(self.layers, str) else self.layers
+        layers = None if layers is None else tuple(dict.fromkeys(layers))
+        count = len(layers or ())
+        if self.fuse is not None and count < 2:
             raise UnknownName(
-                f"fusion joins the maps of several layers, but {len(layers)} came; name more layers, or ask for none",
+                f"fusion joins the maps of several layers, but {count} came; name more layers, or ask for none",
                 code="unknown_name.fusion",
             )
         if self.channels is not None and self.channels < 1:
             raise R2VizError(f"{self.channels} channels came; give at least 1, or none for all")
         for model in models:
-            for layer in layers:
+            for layer in self.layers_of(model) if layers is None else layers:
                 point(unwrapped(model.module), layer, called=model.name)
         return replace(self, layers=layers)
 

@@ -27,7 +27,7 @@ def check(
     models: Sequence[Model],
     *,
     layer: str | None = None,
-    layers: Sequence[str] = ("layer4",),
+    layers: Sequence[str] | None = None,
     forget: bool = True,
     seed: int = 0,
     batch: int = 32,
@@ -64,7 +64,7 @@ def _verdict(
     view: View,
     model: Model,
     layer: str,
-    layers: Sequence[str],
+    layers: Sequence[str] | None,
     forget: bool,
     seed: int,
     batch: int,
@@ -91,14 +91,14 @@ def on_input(map_: LayerMap, size: tuple[int, int]) -> np.ndarray:
     return geometry.lay(map_.positive, start=map_.start, jump=map_.jump)
 
 
-def _again(record: CamRecord, view: View, model: Model, asked_for: Sequence[str]) -> View:
+def _again(record: CamRecord, view: View, model: Model, asked_for: Sequence[str] | None) -> View:
     """The same map by another network, of the same class whatever that network thinks of it."""
-    layers = tuple(map_.layer for map_ in view.maps)
+    layers: tuple[str, ...] | None = tuple(map_.layer for map_ in view.maps)
     settings = dict(record.settings)
     if settings.get("fuse"):
-        layers = layers[:-1]
+        layers = tuple(map_.layer for map_ in view.maps[:-1])
     if layers == (PIXELS,):
-        layers = tuple(asked_for)
+        layers = None if asked_for is None else tuple(asked_for)
     request = Request(layers=layers, registration=record.registration, **settings).checked([model])
     target: str | int = record.policy if VERSUS in view.target.label else view.target.index
     asked = asks(record.method, target, [model])

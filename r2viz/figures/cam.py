@@ -274,7 +274,8 @@ def _caption(record: CamRecord, characters: int) -> list[tuple[str, str]]:
     policy = record.policy if record.policy in ("shared", "top1", "agree") else "named by the user"
     targets = " / ".join(dict.fromkeys(view.target.label for view in record.views))
     layers = ", ".join(
-        map_.layer + ("" if map_.gradient == "total" else " (direct path only)") for map_ in record.views[0].maps
+        name + ("" if map_.gradient == "total" else " (direct path only)")
+        for name, map_ in zip(record.layers, record.views[0].maps, strict=True)
     )
     said = [f"{record.method_title} of “{targets}” (target: {policy}) at {layers}. {scaled(record.views[0].maps)}"]
     for view in record.views:

@@ -184,7 +184,8 @@ def _caption(
 ) -> list[tuple[str, str]]:
     first = records[0]
     maps = [record.views[0].maps[-1] for record in records]
-    layers = list(dict.fromkeys(map_.layer for map_ in maps if not of_pixels(map_)))
+    named = zip(records, maps, strict=True)
+    layers = list(dict.fromkeys(record.layers[-1] for record, map_ in named if not of_pixels(map_)))
     layers += ["the input"] if any(map(of_pixels, maps)) else []
     targets, methods = dict.fromkeys(map(_target, records)), dict.fromkeys(map(_method, records))
     said = [

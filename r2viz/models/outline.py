@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -10,9 +11,15 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from r2viz.errors import UnknownName
 from r2viz.models import count
 from r2viz.models.blocks import Bottleneck, Res2NetBlock
 from r2viz.receptive.trace import grids
+from r2viz.taps import unwrapped
+
+_NUMBERED = re.compile(r"(layer|stage|level)\d+")
+_LAST_FEATURES = ("features", "Mixed_7c", "inception5b", "trunk_output", "conv5", "layers")
+"""What torchvision calls the last part of a network before its pooling, where stages are not numbered."""
 
 
 @dataclass(frozen=True)
@@ -70,6 +77,43 @@ def outline(module: nn.Module, size: tuple[int, int]) -> Outline:
             found = [(path, inner) for path, inner in _blocks(name, part) if path in taps]
             stages.append(Stage(taps[name], tuple(_block(path, inner, taps) for path, inner in found)))
     return Outline(tuple(stages), tuple(taps.values()))
+
+
+def last_stage(module: nn.Module, *, called: str | None = None) -> str:
+    """The tap that a network's last stage is: what a class activation map is of unless one says otherwise.
+
+    Our assemblies and timm's networks say it themselves; of others it is read off the names at the top level.
+
+    Raises:
+        UnknownName: it is not to be known from names; the message, which calls the network `called`, has candidates.
+    """
+    module = unwrapped(module)
+    stages, parts = getattr(module, "stages", None), dict(module.named_children())
+    if isinstance(stages, tuple) and stages and stages[-1] in parts:
+        return str(stages[-1])
+    # Transformers list stages as well, of tokens or with channels last: no feature maps (N, C, H, W).
+    told = getattr(module, "feature_info", None)
+    if isinstance(told, list) and told and getattr(module, "output_fmt", "NCHW") == "NCHW" and not _tokens(module):
+        name = str(told[-1].get("module", ""))
+        if name and any(name == path for path, _ in module.named_modules()):
+            return name
+    elif told is None and not _tokens(module):
+        known = [name for name in parts if _NUMBERED.fullmatch(name) or name in _LAST_FEATURES]
+        if known:
+            return known[-1]
+    convolutions = [path for path, part in module.named_modules() if isinstance(part, nn.Conv2d)]
+    candidates = convolutions if _tokens(module) else list(dict.fromkeys(path.split(".")[0] for path in convolutions))
+    those = f"such as {', '.join(candidates[-4:])}" if candidates else "one that gives feature maps (N, C, H, W)"
+    raise UnknownName(
+        f"which layer of {called or type(module).__name__} is its last stage is not known; name a layer, {those}",
+        code="unknown_name.layer",
+    )
+
+
+def _tokens(module: nn.Module) -> bool:
+    """Whether features are tokens, or channels come last, so that stages give no maps `(N, C, H, W)`."""
+    names = {name for name, _ in module.named_children()}
+    return bool(names & {"patch_embed", "permute", "encoder"}) or hasattr(module, "cls_token")
 
 
 def _taps(module: nn.Module, size: tuple[int, int]) -> list[Tap]:

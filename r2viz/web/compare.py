@@ -17,6 +17,7 @@ from r2viz.store import dumps, npz
 from r2viz.summary import lines
 
 LAYERS = ("layer4", "layer3", "layer2", "layer1")
+"""The stages of the pairs that can be chosen here, the last one, which is the default, first."""
 POLICIES = {
     "shared": "one class for both, the most probable on average",
     "top1": "each network's own top-1",
@@ -38,7 +39,7 @@ def main() -> None:
     with st.sidebar:
         picture = _choose_picture()
         weights = st.radio("Weights", list(WEIGHTS), format_func=WEIGHTS.__getitem__, key="weights")
-        layer = st.select_slider("Layer (early to late)", LAYERS[::-1], value="layer4", key="layer")
+        layer = st.select_slider("Layer (early to late)", LAYERS[::-1], value=LAYERS[0], key="layer")
         policy = st.radio("Class to explain", list(POLICIES), format_func=POLICIES.__getitem__, key="policy")
         label = st.text_input("Label or index", key="label").strip() if policy == "label" else ""
     if picture is None:
