@@ -13,21 +13,25 @@ from r2viz.version import __version__
 
 if TYPE_CHECKING:
     from r2viz.attribution import cam_maps
+    from r2viz.erf_records import ErfRecord
     from r2viz.explain import cam, compare
     from r2viz.figures import figure
     from r2viz.image import decode
     from r2viz.models.model import Model, load, load_pair
+    from r2viz.receptive.effective import erf
     from r2viz.receptive.verbs import theoretical_rf
     from r2viz.records import CamRecord
     from r2viz.store import open_record, save
 
 _ROOMS = {
     "CamRecord": "r2viz.records",
+    "ErfRecord": "r2viz.erf_records",
     "Model": "r2viz.models.model",
     "cam": "r2viz.explain",
     "cam_maps": "r2viz.attribution",
     "compare": "r2viz.explain",
     "decode": "r2viz.image",
+    "erf": "r2viz.receptive.effective",
     "figure": "r2viz.figures",
     "load": "r2viz.models.model",
     "load_pair": "r2viz.models.model",
@@ -38,6 +42,7 @@ _ROOMS = {
 
 __all__ = [
     "CamRecord",
+    "ErfRecord",
     "Model",
     "R2VizError",
     "__version__",
@@ -45,6 +50,7 @@ __all__ = [
     "cam_maps",
     "compare",
     "decode",
+    "erf",
     "figure",
     "load",
     "load_pair",

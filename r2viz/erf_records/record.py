@@ -20,6 +20,8 @@ from r2viz.statistics import Interval, mean_interval
 
 ERF_SCHEMA = 1
 
+_BETWEEN = " / "  # stands between the names of two networks' layers where they differ, as in `CamRecord.layers`
+
 
 @dataclass(frozen=True, eq=False)
 class ErfView:
@@ -48,12 +50,12 @@ class ErfView:
         return self.weights["kind"] == "random"
 
     def at(self, layer: str, *, unit: tuple[int, int] | None = None, source: str | None = None) -> Erf:
-        """The field at `layer`: the first unit's, of pictures where there are both, unless named.
+        """The field at `layer`, a tap's name or one of `ErfRecord.layers`: the first unit's, of pictures where there are both, unless named.
 
         Raises:
             UnknownName: the record has none such.
         """
-        found = [erf for erf in self.erfs if erf.layer == layer]
+        found = [erf for erf in self.erfs if erf.layer in (layer, *layer.split(_BETWEEN))]
         if not found:
             known = list(dict.fromkeys(erf.layer for erf in self.erfs))
             raise UnknownName(f"the record has no layer {layer!r}{nearest(layer, known)}; it has {', '.join(known)}")
@@ -118,8 +120,9 @@ class ErfRecord:
 
     @property
     def layers(self) -> tuple[str, ...]:
-        """The layers, in the order asked for."""
-        return tuple(dict.fromkeys(erf.layer for erf in self.views[0].erfs))
+        """The layers, in the order asked for; both names (`"layer4 / level5"`) where each network has its own."""
+        rows = zip(*([erf.layer for erf in view.erfs] for view in self.views), strict=True)
+        return tuple(dict.fromkeys(_BETWEEN.join(dict.fromkeys(row)) for row in rows))
 
     @property
     def keys(self) -> tuple[str, ...]:
