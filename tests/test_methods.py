@@ -23,6 +23,7 @@ from r2viz.attribution.gradient import gradcam_plus_plus
 from r2viz.attribution.sampling import smooth_gradcam_plus_plus
 from r2viz.attribution.scores import Contrast, score_of
 from r2viz.errors import ModelError, R2VizError, TapError
+from r2viz.models.dla import dla
 from r2viz.records import LayerMap
 from r2viz.taps import Point, frozen, point
 
@@ -401,6 +402,20 @@ def test_cam_is_the_heads_row(module: nn.Module) -> None:
     contrast = cam_maps(module, batch, targets=Contrast(1, 5), method="cam")["layer4"]
     one, other = (cam_maps(module, batch, targets=index, method="cam")["layer4"] for index in (1, 5))
     close(contrast, one - other)
+
+
+def test_a_head_that_is_a_convolution_serves_as_the_linear_layer_that_it_is() -> None:
+    """DLA's: pooling, a 1x1 convolution, flattening."""
+    trees = dla(widths=(4, 8, 16, 32, 48, 64), num_classes=7).eval()
+    batch = noise(2)
+    head = rerun_of(trees, batch, "level5").head()
+    assert head is not None
+    assert head.weight.data_ptr() == trees.fc.weight.data_ptr()  # no copy
+    made = cam_maps(trees, batch, targets=[1, 5], layers=["level5"], method="cam")["level5"]
+    close(made, 4 * cam_maps(trees, batch, targets=[1, 5], layers=["level5"])["level5"])  # 2 × 2 positions
+    with torch.no_grad():
+        trees.fc = nn.Sequential(trees.fc, nn.ReLU())
+    assert rerun_of(trees, batch, "level5").head() is None  # the output is not the convolution's
 
 
 def test_cam_equals_torch_cam(peer: nn.Module, torchcam: Any) -> None:

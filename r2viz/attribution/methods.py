@@ -49,6 +49,7 @@ class Method:
         citation: where it is defined.
         per_class: whether the map depends on the target.
         note: how it departs from its source, or what one must know to read it.
+        layered: of a method of pixels: whether its map depends on the layer, too.
         score: `(targets, output) -> Score`: the number that a target stands for; a class's logit unless the method
             explains another.
     """
@@ -59,6 +60,7 @@ class Method:
     needs: Literal["activations", "gradients", "curvature", "rerun", "pixels"] = "gradients"
     per_class: bool = True
     note: str = ""
+    layered: bool = False
     score: Callable[[Targets, Any], Score] = score_of
 
 
@@ -69,7 +71,8 @@ METHODS: dict[str, Method] = {
         "CAM",
         "Zhou et al. 2016, arXiv 1512.04150",
         needs="rerun",
-        note="only right before average pooling and one linear layer; there Grad-CAM times the number of positions",
+        note="only right before average pooling and one linear layer or 1x1 convolution; there Grad-CAM times the "
+        "number of positions",
     ),
     "gradcam++": Method(
         gradcam_plus_plus,
@@ -212,6 +215,7 @@ METHODS: dict[str, Method] = {
         "Guided Grad-CAM",
         "Selvaraju et al. 2017, arXiv 1610.02391; captum",
         needs="pixels",
+        layered=True,
         note="guided backpropagation hardly depends on what was learnt: see the randomisation check",
     ),
     "guidedbackprop": Method(

@@ -152,6 +152,7 @@ class Rerun:
     def linear_head(self) -> Tensor | None:
         """`(classes, C)`: the weights of a head that is global average pooling and one linear layer right at the tap.
 
+        A 1x1 convolution after the pooling, as DLA has it, is such a layer.
         None where the network is not like that: the weights are believed only after `W · mean(A) + b` has reproduced
         the network's output within 1e-5 of its scale (or of the resolution of its number type).
         """
@@ -159,7 +160,7 @@ class Rerun:
         return None if head is None else head.weight
 
     def head(self) -> nn.Linear | None:
-        """The layer that `linear_head` speaks of, bias included."""
+        """The layer that `linear_head` speaks of, bias included; a convolution as the linear layer that it is."""
         if "head" not in self._kept:
             self._kept["head"] = self._find_head()
         return self._kept["head"]
@@ -168,11 +169,11 @@ class Rerun:
         if self.point.split is not None:
             return None
         channels = self.activations.shape[1]
-        heads = [part for part in self.module.modules() if isinstance(part, nn.Linear) and part.in_features == channels]
+        heads = [part for part in self.module.modules() if _inputs(part) == channels]
         if not heads:
             return None
         with self.network():
-            head = heads[-1]
+            head = _linear(heads[-1])
             halves, crossing = self._halves()
             if halves is None or len(crossing) > 1:
                 return None
@@ -247,6 +248,27 @@ class Rerun:
             handle = part.register_forward_pre_hook(into) if self.point.into else part.register_forward_hook(out)
             stack.callback(handle.remove)
             return module(self.batch.index_select(0, rows))
+
+
+def _inputs(part: nn.Module) -> int | None:
+    """The features that a linear layer or a convolution of single pixels takes; None for anything else."""
+    if isinstance(part, nn.Linear):
+        return part.in_features
+    if isinstance(part, nn.Conv2d) and part.kernel_size == (1, 1) and part.groups == 1:
+        return part.in_channels
+    return None
+
+
+def _linear(part: nn.Module) -> nn.Linear:
+    """The part itself, or a linear layer over the very weights of a 1x1 convolution."""
+    if isinstance(part, nn.Linear):
+        return part
+    assert isinstance(part, nn.Conv2d)
+    linear = nn.Linear(part.in_channels, part.out_channels, bias=part.bias is not None, device="meta")
+    linear.weight = nn.Parameter(part.weight.detach().flatten(1), requires_grad=False)
+    if part.bias is not None:
+        linear.bias = nn.Parameter(part.bias.detach(), requires_grad=False)
+    return linear
 
 
 def _alone(halves: Halves) -> bool:
