@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
+from typing import Any
 
 import numpy as np
 import torch
@@ -169,15 +170,24 @@ def _maps(
         # A picture without a target rides along with class 0; its map is dropped later.
         picks = [0 if isinstance(pick, BadTarget) else pick[number] for pick in chosen]
         targets = torch.tensor(picks * (len(VARIANTS) if request.smooth else 1), device=seen.result.logits.device)
-    found = seen.result.maps(
-        targets, method=ask.method, keep=keep, seed=request.seed, channels=request.channels, progress=progress
-    )
+    options: dict[str, Any] = {
+        "method": ask.method,
+        "keep": keep,
+        "seed": request.seed,
+        "channels": request.channels,
+        "progress": progress,
+    }
+    if method_named(ask.method).layered:
+        parts = {layer: replace(seen.result, points={layer: where}) for layer, where in seen.result.points.items()}
+        found = {f"{PIXELS}@{layer}": part.maps(targets, **options)[PIXELS] for layer, part in parts.items()}
+    else:
+        found = seen.result.maps(targets, **options)
     per_picture: list[list[LayerMap]] = [[] for _ in chosen]
     for layer, map_ in found.items():
         grid, registration = _placing(seen, layer, (map_.shape[1], map_.shape[2]), request.registration, notes)
         if request.smooth:
             map_ = merged(map_, grid, seen.input_size)
-        gradient = "total" if layer == PIXELS else seen.result.points[layer].gradient
+        gradient = "total" if _of_pixels(layer) else seen.result.points[layer].gradient
         for maps, raw in zip(per_picture, _to_host(map_, seen.model, layer), strict=True):
             maps.append(LayerMap(layer, raw, grid.start, grid.jump, registration, gradient))
     return per_picture
@@ -240,7 +250,7 @@ def _to_host(map_: Tensor, model: Model, layer: str) -> np.ndarray:
 
 
 def _placing(seen: Seen, layer: str, size: tuple[int, int], registration: str, notes: list[str]) -> tuple[Grid, str]:
-    if layer == PIXELS:
+    if _of_pixels(layer):
         return Grid(), "rf"
     if registration == "rf":
         where = seen.result.points[layer]
@@ -253,6 +263,11 @@ def _placing(seen: Seen, layer: str, size: tuple[int, int], registration: str, n
             f"{seen.model.name} {layer}: receptive-field centres are not known here, so the map is laid as by resizing"
         )
     return Grid.resized(seen.input_size, size), "grid"
+
+
+def _of_pixels(layer: str) -> bool:
+    """`input`, or `input@layer4` of a method whose map of the input depends on a layer."""
+    return layer.partition("@")[0] == PIXELS
 
 
 def versions() -> dict[str, str]:

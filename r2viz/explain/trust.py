@@ -93,12 +93,11 @@ def on_input(map_: LayerMap, size: tuple[int, int]) -> np.ndarray:
 
 def _again(record: CamRecord, view: View, model: Model, asked_for: Sequence[str] | None) -> View:
     """The same map by another network, of the same class whatever that network thinks of it."""
-    layers: tuple[str, ...] | None = tuple(map_.layer for map_ in view.maps)
+    named = tuple(map_.layer.removeprefix(f"{PIXELS}@") for map_ in view.maps)
     settings = dict(record.settings)
     if settings.get("fuse"):
-        layers = tuple(map_.layer for map_ in view.maps[:-1])
-    if layers == (PIXELS,):
-        layers = None if asked_for is None else tuple(asked_for)
+        named = named[:-1]
+    layers = named if named != (PIXELS,) else None if asked_for is None else tuple(asked_for)
     request = Request(layers=layers, registration=record.registration, **settings).checked([model])
     target: str | int = record.policy if VERSUS in view.target.label else view.target.index
     asked = asks(record.method, target, [model])

@@ -241,7 +241,7 @@ def html(record: CamRecord) -> str:
 
 def of_pixels(map_: LayerMap) -> bool:
     """Whether the map's units are the pixels of the network's input."""
-    return map_.layer == "input" and tuple(map_.jump) == (1, 1)
+    return map_.layer.partition("@")[0] == "input" and tuple(map_.jump) == (1, 1)
 
 
 def scaled(maps: Iterable[LayerMap]) -> str:
