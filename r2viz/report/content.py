@@ -24,12 +24,14 @@ class Drawing:
         image: a matplotlib figure, or a picture as the bytes of a PNG.
         alt: what it shows, in words, for those who do not see it; numbers rather than colours.
         caption: what stands below it: what is drawn, and how it is to be read.
+        provenance: what the files of a matplotlib figure embed; a PNG keeps what it has.
     """
 
     name: str
     image: Figure | bytes
     alt: str
     caption: str = ""
+    provenance: str = ""
 
     def __post_init__(self) -> None:
         _check(self.name, "figure")

@@ -18,13 +18,15 @@ _LEAST = 320
 
 def png(drawing: Drawing) -> bytes:
     """The figure as it is kept."""
-    return drawing.image if isinstance(drawing.image, bytes) else render(drawing.image, "png")
+    if isinstance(drawing.image, bytes):
+        return drawing.image
+    return render(drawing.image, "png", provenance=drawing.provenance)
 
 
 def pdf(drawing: Drawing) -> bytes:
     """The figure as lines and letters, or a picture laid into a page of its size."""
     if isinstance(drawing.image, Figure):
-        return render(drawing.image, "pdf")
+        return render(drawing.image, "pdf", provenance=drawing.provenance)
     with Image.open(io.BytesIO(drawing.image)) as picture:
         pixels = np.asarray(picture.convert("RGB"))
     page = Figure(figsize=(pixels.shape[1] / DPI, pixels.shape[0] / DPI), dpi=DPI)
