@@ -293,7 +293,7 @@ def test_class_folders_by_id_label_and_index(tmp_path: Path) -> None:
 
 
 def test_all_ids_in_order_are_the_outputs_in_order() -> None:
-    file = Path(sys.modules["r2viz.tables"].__path__[0], "wnids.csv")
+    file = Path(sys.modules["r2viz.models"].__path__[0], "wnids.csv")
     rows = list(csv.DictReader(file.open()))
     assert [row["wnid"] for row in rows] == sorted(row["wnid"] for row in rows)
     assert [int(row["imagenet"]) for row in rows] == list(range(1000))

@@ -5,22 +5,20 @@ from __future__ import annotations
 import csv
 import hashlib
 import os
-import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from r2viz.errors import BadData, BadTarget, one_line
+from r2viz.attribution.labels import by_wnid, output_of
+from r2viz.errors import BadData, one_line
 from r2viz.image import SUFFIXES
 
 if TYPE_CHECKING:
     from r2viz.models.model import Model
 
-_WNID = re.compile(r"(n[0-9]{8})(?![0-9])")
 _HALVES = ("val", "validation")
 _SEED = 0
 Item = tuple[bytes | str, int, str]
@@ -153,11 +151,11 @@ def outputs(pictures: Labelled, model: Model) -> np.ndarray:
     Raises:
         BadData: the network lacks a class, or two classes of the data are one of the network's.
     """
-    vocabulary = _vocabulary(model)
+    known = by_wnid(model)
     found: list[int] = []
     missing: list[str] = []
     for name in pictures.classes:
-        index = _index(name, model, vocabulary)
+        index = output_of(name, model, known)
         if index is None:
             missing.append(name)
         elif index in found:
@@ -180,39 +178,3 @@ def outputs(pictures: Labelled, model: Model) -> np.ndarray:
 def numbered(pictures: Labelled) -> bool:
     """Whether the classes are mere numbers, which mean other things to networks of other classes."""
     return all(name.isdecimal() for name in pictures.classes)
-
-
-def _index(name: str, model: Model, vocabulary: dict[str, int]) -> int | None:
-    from r2viz.attribution.targets import policy
-
-    wnid = _WNID.match(name)
-    if wnid is not None:
-        return vocabulary.get(wnid[1])
-    for text in (name, name.replace("_", " ")):
-        try:
-            fixed = policy(text, [model.classes]).fixed
-        except BadTarget:
-            continue
-        if fixed is not None:
-            return fixed[0]
-    return None
-
-
-def _vocabulary(model: Model) -> dict[str, int]:
-    """Output by WordNet id, or nothing for a network of other classes."""
-    from r2viz.models.model import class_names
-
-    for name in ("imagenet", "tiny-imagenet"):
-        if tuple(model.classes) == class_names(name):
-            return {wnid: indices[name] for wnid, indices in _wnids().items() if name in indices}
-    return {}
-
-
-@cache
-def _wnids() -> dict[str, dict[str, int]]:
-    """ILSVRC 2012's classes: their index in ImageNet-1k and, for 200 of them, in Tiny-ImageNet-200."""
-    with Path(__file__).with_name("wnids.csv").open(encoding="utf-8", newline="") as file:
-        return {
-            row["wnid"]: {key: int(value) for key, value in row.items() if key != "wnid" and value}
-            for row in csv.DictReader(file)
-        }
