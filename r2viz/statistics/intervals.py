@@ -1,4 +1,4 @@
-"""Inference over pictures: bootstrap intervals of means. SciPy has the same, some hundred times slower."""
+"""Means with intervals: over pictures by bootstrap, over a few seeds by Student's t, over both in two levels."""
 
 from __future__ import annotations
 
@@ -72,3 +72,48 @@ def _resampled_means(data: np.ndarray, resamples: int, seed: int) -> np.ndarray:
         drawn = chance.integers(0, data.size, (min(at_once, resamples - start), data.size), dtype=np.int32)
         parts.append(data[drawn].mean(axis=1))
     return np.concatenate(parts)
+
+
+def seed_interval(values: np.ndarray, *, level: float = 0.95) -> Interval:
+    """The mean over training seeds `(s,)` and its t-interval; one seed has none.
+
+    A bootstrap over so few covers 74 % instead of 95 % at 3 seeds, and 83 % at 5. NaNs are left out.
+    """
+    data = np.asarray(values, dtype=np.float64).ravel()
+    data = data[np.isfinite(data)]
+    mean = float(data.mean()) if data.size else float("nan")
+    if data.size < 2:
+        return Interval(mean, float("nan"), float("nan"), data.size, level)
+    from scipy.stats import t
+
+    half = float(t.ppf((1 + level) / 2, data.size - 1) * data.std(ddof=1) / np.sqrt(data.size))
+    return Interval(mean, mean - half, mean + half, data.size, level)
+
+
+def two_level_interval(values: np.ndarray, *, level: float = 0.95) -> Interval:
+    """The mean over seeds and pictures `(s, n)`: what another training *and* other pictures could have given.
+
+    Seeds and pictures are crossed (every seed sees the same pictures), so the variance of the mean is that of the
+    seeds' means plus that of the pictures' means, minus that of what is left, which both contain. Degrees of freedom
+    after Satterthwaite, never below those of the seeds. NaN where a picture has no value leaves that picture out.
+
+    Source: Owen 2007, "The pigeonhole bootstrap", arXiv 0712.1111, section 4; Satterthwaite 1946.
+    """
+    data = np.asarray(values, dtype=np.float64)
+    data = data[:, np.isfinite(data).all(axis=0)]
+    seeds, pictures = data.shape
+    mean = float(data.mean()) if data.size else float("nan")
+    if seeds < 2 or pictures < 2:
+        return Interval(mean, float("nan"), float("nan"), pictures, level)
+    from scipy.stats import t
+
+    rows, columns = data.mean(axis=1), data.mean(axis=0)
+    left = data - rows[:, None] - columns + mean
+    parts = np.array([rows.var(ddof=1) / seeds, columns.var(ddof=1) / pictures])
+    common = float((left**2).sum() / ((seeds - 1) * (pictures - 1)) / (seeds * pictures))
+    variance = max(float(parts.sum()) - common, float(parts.max()))
+    if variance == 0:
+        return Interval(mean, mean, mean, pictures, level)
+    freedom = variance**2 / float((parts**2 / np.array([seeds - 1, pictures - 1])).sum())
+    half = float(t.ppf((1 + level) / 2, max(freedom, seeds - 1)) * np.sqrt(variance))
+    return Interval(mean, mean - half, mean + half, pictures, level)

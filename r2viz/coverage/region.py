@@ -1,4 +1,4 @@
-"""A map held against the object: how much of it lies inside a box or mask. NumPy only."""
+"""Where the object is, and how much of a map lies inside: boxes and masks over a picture. NumPy only."""
 
 from __future__ import annotations
 
