@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -113,6 +114,25 @@ class Verdict:
         if self.randomisation is not None and not self.randomisation.depends_on_learning:
             said.append("the map stays much the same when the network's weights are random")
         return tuple(said)
+
+    @classmethod
+    def of_dict(cls, values: Mapping[str, Any]) -> Verdict:
+        """The verdict that `as_dict` made `values` of, also after JSON, which has no NaN.
+
+        Raises:
+            KeyError, TypeError, ValueError: it did not.
+        """
+
+        def number(value: Any) -> float:
+            return math.nan if value is None else float(value)
+
+        found, gate = values["faithfulness"], values["randomisation"]
+        measures = {field.name: number(found[field.name]) for field in fields(Faithfulness) if field.name != "increase"}
+        kept = None
+        if gate is not None:
+            series = {name: tuple(map(number, gate[name])) for name in ("spearman", "spearman_absolute", "ssim")}
+            kept = Randomisation(tuple(gate["stages"]), **series)
+        return cls(Faithfulness(**measures, increase=bool(found["increase"])), kept)
 
     def as_dict(self) -> dict[str, Any]:
         """JSON-able."""

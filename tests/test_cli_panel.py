@@ -241,6 +241,33 @@ def test_checks_over_pictures_have_intervals(run: Run, pictures: Path) -> None:
     assert text.count("(n = 2") == 2 * (len(SUMMARISED) + 2)
 
 
+@pytest.mark.parametrize("more", [[], ["--target", "dog"]], ids=["records", "panels"])
+def test_the_summary_of_a_resumed_run_is_that_of_the_whole(
+    run: Run, pictures: Path, tmp_path: Path, more: list[str]
+) -> None:
+    """Verdicts of pictures that are kept are read from their records."""
+    # Picture by picture: a batch of another size differs in the last digits.
+    asked = ("p/a.png", "p/b.png", "--model", "resnet50", "--check", "--target", "cat", *more, "--json", "--batch", "1")
+    whole = json.loads(run("cam", *asked).out.splitlines()[-1])
+    assert whole["status"] == "summary"
+    assert all(row["road"]["n"] == 2 for row in whole["over_pictures"])
+    for path in (tmp_path / "r2viz-out").glob("a.*"):
+        path.unlink()
+    resumed = [json.loads(line) for line in run("cam", *asked, "--resume").out.splitlines()]
+    assert [line["status"] for line in resumed] == ["kept", "ok", "summary"]
+    assert resumed[-1] == whole
+    again = [json.loads(line) for line in run("cam", *asked, "--resume").out.splitlines()]
+    assert [line["status"] for line in again] == ["kept", "kept", "summary"]
+    assert again[-1] == whole
+    (record,) = (tmp_path / "r2viz-out").glob("b.*.json")
+    document = json.loads(record.read_text())
+    del document["check"]
+    record.write_text(json.dumps(document))
+    refused = run("cam", *asked, "--resume")
+    assert refused.code == 1
+    assert "does not hold the checks that --resume goes on from (KeyError); use --overwrite" in refused.err
+
+
 # --- the table of methods --------------------------------------------------------------------------------------------
 
 

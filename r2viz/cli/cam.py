@@ -166,6 +166,7 @@ def _cam(images: Sequence[str], options: dict[str, Any]) -> int:
     results.prepare(folder)
     networks = _networks(options)
     request = _request(networks, options)
+    everything = inputs
     done = [item for item in inputs if results.kept(item, outputs[item], request)] if options["resume"] else []
     if done:
         click.echo(f"{len(done)} of {len(inputs)} pictures have their results already", err=True)
@@ -173,14 +174,16 @@ def _cam(images: Sequence[str], options: dict[str, Any]) -> int:
         if options["as_json"]:
             for item in done:
                 results.json_line(item, "kept", files=[str(path) for path in outputs[item]])
+    judged = {item: results.kept_verdicts(outputs[item][-1]) for item in done} if options["check"] else {}
     if not inputs:
+        if many:
+            results.summarise([judged[item] for item in everything if item in judged], options["as_json"])
         return DONE
 
     models = _models(networks, options)
     region = _region_maker(box, options["mask"]) if marked else None
     answers = _answers(decoded(inputs), models, options, batch=min(options["batch"], len(inputs)), region=region)
     bad = 0
-    verdicts: results.Verdicts = {}
     for item, found in zip(inputs, progress.counted(answers, len(inputs), "picture"), strict=True):
         if isinstance(found, R2VizError):
             bad += 1
@@ -193,12 +196,12 @@ def _cam(images: Sequence[str], options: dict[str, Any]) -> int:
             if options["check"]
             else []
         )
-        results.gather_checks(verdicts, found, checks)
+        judged[item] = results.verdicts_of(found, checks)
         again = options["overwrite"] or options["resume"]
         results.write(found, checks, outputs[item], kinds, request, overwrite=again)
         results.show(found, checks, item, outputs[item], many=many, as_json=options["as_json"])
-    if many and verdicts:
-        results.summarise(verdicts, options["as_json"])
+    if many:
+        results.summarise([judged[item] for item in everything if item in judged], options["as_json"])
     if not bad:
         return DONE
     if many:

@@ -145,19 +145,53 @@ def checked(
     return answers
 
 
-def gather_checks(seen: Verdicts, found: CamRecord | Panel, checks: Sequence[Check]) -> None:
-    """Adds a picture's verdicts to those of each map, by what made it and network."""
+def verdicts_of(found: CamRecord | Panel, checks: Sequence[Check]) -> Verdicts:
+    """A picture's verdicts by what made the map and network."""
+    seen: Verdicts = {}
     for record, answer in zip(records_of(found), checks, strict=False):
         if not isinstance(answer, R2VizError):
             for view, verdict in zip(record.views, answer, strict=True):
                 seen.setdefault((f"{record.method_title} ({record.policy})", view.title), []).append(verdict)
+    return seen
 
 
-def summarise(seen: Verdicts, as_json: bool) -> None:
+def kept_verdicts(path: Path) -> Verdicts:
+    """The same, of results that are there already, read from their JSON.
+
+    Raises:
+        OutputError: the file does not hold what `r2viz cam --check` writes.
+    """
+    from r2viz.checks import Verdict
+
+    seen: Verdicts = {}
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+        several = document["kind"] == "panel"
+        records = document["records"] if several else [document]
+        for record, answer in zip(records, document["check"] if several else [document["check"]], strict=True):
+            for network in answer.get("networks", ()):
+                key = (f"{record['method_title']} ({record['policy']})", network["title"])
+                seen.setdefault(key, []).append(Verdict.of_dict(network))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise OutputError(
+            f"{one_line(str(path))} does not hold the checks that --resume goes on from ({type(error).__name__}); "
+            "use --overwrite, or another folder with -o",
+            code="output.other",
+        ) from None
+    return seen
+
+
+def summarise(pictures: Sequence[Verdicts], as_json: bool) -> None:
     """Means over pictures with intervals: a line of JSON on standard output, or text on standard error."""
     from r2viz.checks import over_pictures
     from r2viz.records import SCHEMA
 
+    seen: Verdicts = {}
+    for one in pictures:
+        for key, verdicts in one.items():
+            seen.setdefault(key, []).extend(verdicts)
+    if not seen:
+        return
     found = [(made, network, over_pictures(verdicts)) for (made, network), verdicts in seen.items()]
     if as_json:
         rows = [
