@@ -6,21 +6,43 @@ symmetric scale. Equal records give equal bytes.
 
 from r2viz.figures.cam import draw_difference, draw_map, draw_source, figure, html, provenance
 from r2viz.figures.canvas import render
+from r2viz.figures.erf import erf_figure, split_figure
+from r2viz.figures.erf_captions import erf_provenance
+from r2viz.figures.field import draw_erf
 from r2viz.figures.grid import grid
 from r2viz.figures.panel import drawn, panel, panel_provenance
+from r2viz.figures.radial import draw_radial, radial_figure
+from r2viz.figures.scale import ScalePoint, scale_figure, scale_provenance
+from r2viz.figures.staircase import Stairs, draw_stairs, staircase, staircase_provenance
 from r2viz.figures.tradeoff import tradeoff
+from r2viz.figures.unit import draw_unit, unit_figure
 
 __all__ = [
+    "ScalePoint",
+    "Stairs",
     "draw_difference",
+    "draw_erf",
     "draw_map",
+    "draw_radial",
     "draw_source",
+    "draw_stairs",
+    "draw_unit",
     "drawn",
+    "erf_figure",
+    "erf_provenance",
     "figure",
     "grid",
     "html",
     "panel",
     "panel_provenance",
     "provenance",
+    "radial_figure",
     "render",
+    "scale_figure",
+    "scale_provenance",
+    "split_figure",
+    "staircase",
+    "staircase_provenance",
     "tradeoff",
+    "unit_figure",
 ]
