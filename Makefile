@@ -58,6 +58,7 @@ pictures: $(VENV)/.runtime
 bench: $(VENV)/.dev
 	$(BIN)/python -m pip install -qq --editable '.[bench]'
 	$(BIN)/python -m benchmarks.cam
+	$(BIN)/python -m benchmarks.erf
 
 clean:
 	rm -rf out build dist *.egg-info

@@ -1,6 +1,6 @@
 """The peers as their documentation shows them, and at their best; each beside its raw map, for comparison.
 
-All take a plain network and a batch, and explain class 0 of every picture.
+Those that make class activation maps take a plain network and a batch, and explain class 0 of every picture.
 """
 
 from __future__ import annotations
@@ -8,9 +8,11 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import openerf
 import torch
 from captum.attr import LayerGradCam
 from pytorch_grad_cam import AblationCAM, GradCAM, ScoreCAM, ablation_cam, score_cam
@@ -195,3 +197,36 @@ def _quiet() -> None:
     """No progress bars: they are not what is measured."""
     for part in (score_cam, ablation_cam):
         part.tqdm.tqdm = lambda items, **_: items
+
+
+# --- Effective receptive fields ---------------------------------------------------------------------------------------
+
+
+def openerf_map(network: nn.Module, folder: Path, layer: str) -> np.ndarray:
+    """OpenERF's map `(H, W)` of the pictures in a folder, by the package itself: it reads them, one at a time."""
+    found = openerf.compute_erf(network, image_dir=folder, target_layer=layer, show_progress=False)
+    return np.asarray(found.erf_map)
+
+
+def plain_erf(network: nn.Module, pictures: Tensor, layer: str) -> np.ndarray:
+    """RepLKNet's measure as a plain loop: whole network, one picture at a time, all gradients by `loss.backward()`.
+
+    The centre unit's sum over channels after a ReLU; positive gradients summed over the input's channels; mean.
+    """
+    kept: list[Tensor] = []
+    handle = network.get_submodule(layer).register_forward_hook(lambda _module, _args, output: kept.append(output))
+    total: Tensor | None = None
+    try:
+        for picture in pictures:
+            given = picture[None].contiguous().requires_grad_()
+            network.zero_grad()
+            network(given)
+            features = kept.pop()
+            features[0, :, features.shape[2] // 2, features.shape[3] // 2].relu().sum().backward()
+            assert given.grad is not None
+            map_ = given.grad[0].relu().sum(0)
+            total = map_ if total is None else total + map_
+    finally:
+        handle.remove()
+    assert total is not None
+    return (total / len(pictures)).numpy()
