@@ -108,6 +108,19 @@ def test_the_closed_form_is_what_the_passes_give(module: nn.Module) -> None:
     found = rerun(module, "layer4", noise(2, 64).double())
     assert found.head() is module.fc
     close(ablationcam(found), ablationcam(replace(found, _kept={"head": None})), 1e-9)
+    assert torch.equal(ablationcam(replace(found, channels=2)), ablationcam(found))  # a channel costs nothing
+
+
+def test_in_float32_the_closed_form_is_nearer_to_the_truth_than_differences_of_scores(module: nn.Module) -> None:
+    """What peers' maps differ by is their own rounding: they subtract two nearly equal scores."""
+    batch = noise(1, 64)
+    single = rerun(module, "layer4", batch)
+    formula, passes = ablationcam(single), ablationcam(replace(single, _kept={"head": None}))
+    double = module.double()
+    truth = slow_ablation(double, batch.double(), "layer4", 0)
+    errors = [float((map_.double() - truth).abs().max() / truth.abs().max()) for map_ in (formula, passes)]
+    assert errors[0] < 1e-5
+    assert errors[1] > errors[0], errors
 
 
 def test_ablation_of_a_contrast_in_closed_form(module: nn.Module) -> None:
