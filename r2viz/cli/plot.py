@@ -14,13 +14,21 @@ import click
 )
 @click.option("--overwrite", is_flag=True, help="Replace the file.")
 def command(record: str, output: str | None, overwrite: bool) -> None:
-    """Draw a saved record (NAME.cam.json) or panel (NAME.panel.json) again, computing nothing."""
+    """Draw a saved record (NAME.cam.json, NAME.erf.json) or panel (NAME.panel.json) again, computing nothing."""
+    from r2viz.erf_records import ErfRecord
     from r2viz.figures import drawn, render
     from r2viz.store import open_any, refuse_existing, write_set
 
     target = Path(output) if output else Path(record).with_suffix(".png")
     refuse_existing([target], overwrite=overwrite)
-    drawing, provenance = drawn(open_any(record))
+    found = open_any(record)
+    if isinstance(found, ErfRecord):
+        from r2viz.cli.erf import figure_of
+        from r2viz.figures import erf_provenance
+
+        drawing, provenance = figure_of(found), erf_provenance(found)
+    else:
+        drawing, provenance = drawn(found)
     kind = target.suffix.lstrip(".").lower()
     write_set({target: render(drawing, kind, provenance=provenance)}, overwrite=overwrite)
     click.echo(str(target))

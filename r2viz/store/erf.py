@@ -15,13 +15,13 @@ def erf_arrays(record: ErfRecord) -> dict[str, np.ndarray]:
 
     `<model>/<layer>/raw` is the map where the unit can see anything, float32 `(h, w)`, its corner in the JSON;
     `<model>/<layer>/each` the sizes of each input's own map, float64 `(sizes, inputs)`, their names in the JSON. With
-    several units or sources the layer is followed by `/Y,X` or `/noise`.
+    several units or sources the layer is followed by `/Y,X`, and `/pictures` or `/noise`.
     """
     arrays: dict[str, np.ndarray] = {} if record.picture is None else {"picture": record.picture.rgb}
     for view, names in zip(record.views, _names(record), strict=True):
         for erf, name in zip(view.erfs, names, strict=True):
             arrays[f"{name}/raw"] = erf.raw
-            arrays[f"{name}/each"] = np.array(list(erf.each.values()), dtype=np.float64).reshape(len(erf.each), -1)
+            arrays[f"{name}/each"] = np.stack(list(erf.each.values())) if erf.each else np.zeros((0, erf.inputs))
     return arrays
 
 
