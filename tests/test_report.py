@@ -229,3 +229,35 @@ def test_several_reports_are_joined_by_relative_links(tmp_path):
 def test_the_room_needs_no_torch():
     code = "import sys, r2viz.report, r2viz.cli; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_analyses_are_listed_without_being_imported():
+    listed = run("report", "--list", "--json")
+    known = json.loads(listed.stdout)
+    assert {"figure4_gradcam", "index", "receptive_fields"} <= set(known)
+    assert "receptive_verdict" not in known  # shared by scripts, none itself
+    assert all(said.endswith((".", "?")) for said in known.values())
+    assert all(name in run("report", "--list").stdout for name in known)
+
+
+def test_an_analysis_is_run_from_any_folder(tmp_path):
+    for name in ("a", "b"):
+        write(report(f"{name}.jpg"), tmp_path / name)
+    done = run("report", "index", "a", "b", "-o", "all", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "About b.jpg" in (tmp_path / "all" / "index.html").read_text()
+    again = run("report", "index", "a", "-o", "all", cwd=tmp_path)
+    assert again.returncode == 1
+    assert "exists already; use --overwrite" in again.stderr
+    assert run("report", "index", "a", "-o", "all", "--overwrite", cwd=tmp_path).returncode == 0
+
+
+def test_unknown_analyses_are_refused_with_the_nearest(tmp_path):
+    done = run("report", "receptive_field", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "no analysis 'receptive_field'; did you mean 'receptive_fields'?" in done.stderr
+    assert run("report").returncode == 2
+
+
+def run(*arguments: str, cwd=None) -> subprocess.CompletedProcess:
+    return subprocess.run([sys.executable, "-m", "r2viz", *arguments], cwd=cwd, capture_output=True, text=True)
