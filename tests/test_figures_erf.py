@@ -208,7 +208,9 @@ def test_splits_stand_in_code_order_and_the_last_is_marked() -> None:
 
 def test_eight_splits_make_two_bands_and_a_network_without_splits_is_left_out() -> None:
     block = [field(f"layer1.1.split{n}", reach=43 + 8 * n) for n in range(8)]
-    panels = maps(split_figure(record([field("layer1")], block)))
+    drawing = split_figure(record([field("layer1")], block))
+    assert "Net 0" not in words(drawing)
+    panels = maps(drawing)
     assert len(panels) == 8
     assert len({round(ax.get_position().y0, 6) for ax in panels}) == 2
 
@@ -237,7 +239,8 @@ def test_radial_profiles_without_mass_or_theory() -> None:
     said = words(radial_figure(record([field(sigma=0)], [field(reach=None)], [field(unbounded=True)])))
     assert "theory unknown" in said
     assert "theory unbounded" in said
-    assert "no gradient reaches the input" in words(radial_figure(record([field(sigma=0)])))
+    assert "no curve: no gradient reaches the input" in said
+    assert "no gradient reaches the input: no curve" in words(radial_figure(record([field(sigma=0)])))
 
 
 def test_size_against_scale_draws_theory_and_measured_sizes() -> None:

@@ -60,7 +60,11 @@ def made_of(record: ErfRecord, erfs: Sequence[Erf]) -> list[str]:
     of = {"pictures": "picture", "noise": "noise input"}.get(first.source, first.source)
     inputs = f"{count} {of}{'s' if counts[-1] != 1 else ''} of {first.input_size[1]} × {first.input_size[0]} px"
     said = [f"Effective receptive field after {record.protocol_title}: {first.definition}. {inputs}."]
-    said += [f"{view.title}: weights {view.weights['source']}." for view in record.views]
+    said += [
+        f"{view.title}: weights {view.weights['source']}."
+        for view in record.views
+        if any(one is erf for one in view.erfs for erf in erfs)
+    ]
     calibrated = max(erf.calibrated for erf in erfs)
     if calibrated:
         said.append(f"Batch normalisation was calibrated on {calibrated} inputs.")

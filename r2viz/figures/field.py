@@ -132,7 +132,7 @@ def colours() -> Colormap:
 def scale_bar(drawing: Figure, scale: LogNorm, left: float, top: float, room: float) -> None:
     """The colour scale, and what it is of."""
     low, high = round(math.log10(scale.vmin or 1e-6)), round(math.log10(scale.vmax or 1))
-    bar = placed(drawing, left, top, min(2.0, room * 0.55), 0.07)
+    bar = placed(drawing, left, top, max(0.6, min(2.0, room - 1.65)), 0.07)
     ticks = list(range(low, high + 1))
     colour_bar(bar, colours(), (low, high), [float(tick) for tick in ticks], [power(tick) for tick in ticks])
     bar.annotate(

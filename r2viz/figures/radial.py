@@ -144,18 +144,21 @@ def _beyond(ax: Axes, erfs: Sequence[Erf], reach: float) -> None:
     """Names what theory says where a line could not be drawn."""
     lines = 0
     for number, erf in enumerate(erfs):
-        theory = erf.theory
-        if theory is not None and not theory.unbounded and theory.max / 2 <= reach:
-            continue
+        theory, remarks = erf.theory, []
         if theory is None:
-            said = "theory unknown"
-        else:
-            said = "theory unbounded" if theory.unbounded else f"theory ends at {theory.max / 2:g} px →"
-        ax.text(
-            0.97, 0.95 - 0.1 * lines, said, transform=ax.transAxes, ha="right", va="top", fontsize=5.5,
-            color=_ink(number)[0], **TEXT,
-        )  # fmt: skip
-        lines += 1
+            remarks.append("theory unknown")
+        elif theory.unbounded:
+            remarks.append("theory unbounded")
+        elif theory.max / 2 > reach:
+            remarks.append(f"theory ends at {theory.max / 2:g} px →")
+        if erf.sizes is None and any(one.sizes is not None for one in erfs):
+            remarks.append("no curve: no gradient reaches the input")
+        for said in remarks:
+            ax.text(
+                0.97, 0.95 - 0.1 * lines, said, transform=ax.transAxes, ha="right", va="top", fontsize=5.5,
+                color=_ink(number)[0], **TEXT,
+            )  # fmt: skip
+            lines += 1
 
 
 def _key(drawing: Figure, names: Sequence[str], top: float, left: float) -> None:

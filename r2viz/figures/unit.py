@@ -134,6 +134,8 @@ def draw_unit(ax: Axes, rgb: np.ndarray, erf: Erf, geometry: Geometry, *, scale:
     elif box[0] < 0 and box[1] < 0 and box[2] > rgb.shape[1] and box[3] > rgb.shape[0]:
         said = f"could see {erf.theory.max} px: more than the picture"
     if said:
+        if ax.get_position().width * ax.figure.get_size_inches()[0] < 1.6:  # type: ignore[union-attr]
+            said = said.replace(": ", ":\n")
         ax.text(
             0.5, 0.03, said, transform=ax.transAxes, ha="center", va="bottom", fontsize=5.5, color=LARGEST,
             bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.85, "pad": 1.2}, zorder=5, **TEXT,
