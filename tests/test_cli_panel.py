@@ -90,9 +90,9 @@ def test_all_methods_and_why_some_are_missing(run: Run, pictures: Path, tmp_path
 
 
 def test_all_methods_look_at_few_channels_unless_told_otherwise() -> None:
-    assert cam.CHANNELS_OF_ALL == 32
+    assert cam.CHANNELS_OF_ALL == 128
     (option,) = [one for one in cam.command.params if one.name == "methods"]
-    assert "--channels 32 unless you say otherwise" in str(option.help)  # type: ignore[attr-defined]
+    assert "--channels 128 unless you say otherwise" in str(option.help)  # type: ignore[attr-defined]
 
 
 def test_where_no_method_can_be_used_the_picture_failed(run: Run, pictures: Path, tmp_path: Path) -> None:
