@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -19,6 +20,7 @@ from r2viz.models.attention import squeeze_excitation
 from r2viz.receptive.extent import openerf_sizes, replknet_sizes, sizes
 from r2viz.receptive.measured import measure, noise
 from r2viz.receptive.protocols import PROTOCOLS
+from r2viz.receptive.slope import Sloped
 from r2viz.receptive.trace import fields
 
 Net = Callable[..., nn.Module]
@@ -286,6 +288,43 @@ def test_what_comes_after_the_last_tap_is_not_computed(net: Net) -> None:
     for handle in handles:
         handle.remove()
     assert seen == ["meta", "meta"]
+
+
+@pytest.mark.parametrize(
+    ("kernel", "stride", "padding", "size"),
+    [
+        (1, 1, 0, (9, 8)),
+        (1, 2, 0, (9, 8)),
+        (7, 2, 3, (17, 20)),
+        (3, 2, 0, (12, 11)),
+        (2, 3, 0, (12, 13)),
+        (3, 1, 1, (8, 9)),
+    ],
+)
+@pytest.mark.parametrize("channels", [3, 6])
+@pytest.mark.parametrize("normalised", [True, False])
+def test_the_cheap_way_back_equals_autograds_and_the_forward_pass_is_untouched(
+    kernel: int, stride: int, padding: int, size: tuple[int, int], channels: int, normalised: bool
+) -> None:
+    norm = nn.BatchNorm2d(5)
+    nn.init.uniform_(norm.weight, -1, 2)
+    nn.init.uniform_(norm.running_var, 0.5, 3)
+    parts = [
+        nn.Conv2d(channels, 5, kernel, stride, padding),
+        norm if normalised else nn.Identity(),
+        nn.ReLU(inplace=True),
+    ]
+    module = nn.Sequential(*parts).double().eval().requires_grad_(False)
+    given = batch(2, size, channels).double().requires_grad_()
+    outputs, gradients = [], []
+    for sloped in (False, True):
+        with Sloped() if sloped else contextlib.nullcontext():
+            output = module(given)
+        weights = torch.arange(output.numel()).reshape(output.shape)
+        outputs.append(output)
+        gradients += torch.autograd.grad((output * weights).sum(), given)
+    assert torch.equal(*outputs)
+    torch.testing.assert_close(*gradients, rtol=1e-10, atol=1e-10)
 
 
 # Crops

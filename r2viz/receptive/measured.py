@@ -22,6 +22,7 @@ from r2viz.errors import ModelError, R2VizError, TapError, UnknownName, one_line
 from r2viz.graph import trace
 from r2viz.receptive.extent import sizes
 from r2viz.receptive.protocols import Protocol, protocol_named
+from r2viz.receptive.slope import Sloped
 from r2viz.receptive.theory import Field, Grid, Pair
 from r2viz.receptive.trace import fields
 from r2viz.taps import Point, device_of, frozen, lock, point, tap, unwrapped
@@ -172,7 +173,7 @@ def _tapped(module: nn.Module, given: Tensor, layers: Sequence[str]) -> dict[str
             # After the tap's own hook, since hooks are called in the order of their registration.
             handle = part.register_forward_pre_hook(stop) if where.into else part.register_forward_hook(stop)
             stack.callback(handle.remove)
-        with suppress(_Enough):
+        with suppress(_Enough), Sloped():
             module(given)
     return taken
 
