@@ -180,14 +180,16 @@ def _depth(ax: Axes, taps: Sequence[str]) -> None:
     ax.set_xticks([n - 0.5 for n in range(1, len(taps)) if blocks[n] != blocks[n - 1]], minor=True)
     ax.set_xticks([])
     room = ax.get_position().width * ax.figure.get_size_inches()[0] * 72 / len(taps)  # type: ignore[union-attr]
-    taken = -math.inf
-    for start, stop in spans:
+    taken: list[tuple[float, float]] = []
+    for start, stop in sorted(spans, key=lambda span: span[0] - span[1]):  # the widest stages are named first
         name = one_line(stages[start], 24)
-        wide = 3.7 * len(name)
-        middle = min(max((start + stop) / 2 * room, wide / 2), len(taps) * room - wide / 2)
-        if middle - wide / 2 < taken:  # a narrow stage's name would run into the one before
+        half = 1.85 * len(name)
+        if (stop - start) * room < 0.6 * half:  # its name would stand beneath its neighbours
             continue
-        taken = middle + wide / 2 + 3
+        middle = min(max((start + stop) / 2 * room, half), len(taps) * room - half)
+        if any(middle - half < right + 3 and left - 3 < middle + half for left, right in taken):
+            continue
+        taken.append((middle - half, middle + half))
         ax.annotate(
             name, (middle / room - 0.5, 0), (0, -5), xycoords=("data", "axes fraction"),
             textcoords="offset points", fontsize=6, color=INK, ha="center", va="top", annotation_clip=False, **TEXT,
