@@ -67,7 +67,12 @@ def test_equal_to_the_published_way(
         truths.append((x, y, int(chance.integers(x, size[1])), int(chance.integers(y, size[0]))))
     for largest in (False, True):
         found = level_boxes(map_, count=count, largest=largest).best_iou(truths)
-        np.testing.assert_array_equal(found, published(map_, truths, count, largest=largest))
+        expected = published(map_, truths, count, largest=largest)
+        np.testing.assert_array_equal(found, expected)
+        for least in (0.3, 0.7):
+            reached = level_boxes(map_, count=count, largest=largest, reach=(truths, least)).best_iou(truths)
+            np.testing.assert_array_equal(reached[expected >= least], expected[expected >= least])
+            assert (reached[expected < least] < least).all()
 
 
 @settings(max_examples=60, deadline=None)

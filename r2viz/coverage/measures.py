@@ -27,6 +27,7 @@ from r2viz.coverage.held import (
     pointing_chance,
 )
 from r2viz.coverage.pooled import (
+    DELTAS,
     coverage_curve,
     gt_known_loc,
     max_box_acc,
@@ -262,11 +263,16 @@ def measure(
         held.area,
         float(held.inside.sum() / region.mask.sum()),
         correct,
-        level_boxes(map_, count=thresholds).best_iou(truths) if "box_iou" in keeps else None,
-        level_boxes(map_, count=thresholds, largest=True).best_iou(truths) if "largest_iou" in keeps else None,
+        _ious(map_, truths, thresholds) if "box_iou" in keeps else None,
+        _ious(map_, truths, thresholds, largest=True) if "largest_iou" in keeps else None,
         inside,
         outside,
     )
+
+
+def _ious(map_: np.ndarray, truths: Sequence[PixelBox], count: int, *, largest: bool = False) -> np.ndarray:
+    found = level_boxes(map_, count=count, largest=largest, reach=(truths, DELTAS[0]))
+    return found.best_iou(truths).astype(np.float32)
 
 
 def baseline(region: Region, **options: Any) -> Row:

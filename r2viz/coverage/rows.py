@@ -22,7 +22,8 @@ class Row:
         constant: whether the map was constant.
         area: the object's share of the seen pixels; `seen`: the share of the object that was seen.
         correct: whether the network's first class was right; None where not asked.
-        box_iou: `(n,)`, at each threshold the best IoU of any contour's box with any box of the object.
+        box_iou: float32 `(n,)`, at each threshold the best IoU of any contour's box with any box of the object; below
+            0.3, the least that MaxBoxAccV2 asks for, it may be given as less.
         largest_iou: `(n,)`, the same of the largest contour alone.
         inside, outside: `(n + 1,)`, pixels of the object, and of the rest, by how many thresholds they are above.
     """
