@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -117,6 +119,7 @@ def records(
     titles = [one.model.title for one in seen]
     if len(set(titles)) < len(titles):  # one network with two sets of weights
         titles = [f"{title} #{number}" for number, title in enumerate(titles, start=1)]
+    device = str(device_of(seen[0].model.module))
     results: list[CamRecord | R2VizError] = []
     for index, (one, pick) in enumerate(zip(prepared, chosen, strict=True)):
         if isinstance(pick, BadTarget):
@@ -144,7 +147,7 @@ def records(
                 registration=request.registration,
                 region=one.region,
                 versions=versions(),
-                device=str(device_of(seen[0].model.module)),
+                device=device,
                 dtype=str(seen[0].result.logits.dtype).removeprefix("torch."),
                 notes=tuple(dict.fromkeys(notes)),
                 settings=request.settings,
@@ -270,12 +273,13 @@ def _of_pixels(layer: str) -> bool:
     return layer.partition("@")[0] == PIXELS
 
 
-def versions() -> dict[str, str]:
-    """Versions of r2viz and of the libraries that compute."""
+@cache
+def versions() -> Mapping[str, str]:
+    """Versions of r2viz and of the libraries that compute; read once, since reading packages' metadata is slow."""
     found = {"r2viz": __version__, "python": platform.python_version(), "torch": str(torch.__version__)}
     for package in ("torchvision", "numpy", "pillow"):
         try:
             found[package] = version(package)
         except PackageNotFoundError:
             found[package] = "unknown"
-    return found
+    return MappingProxyType(found)
