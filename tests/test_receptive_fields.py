@@ -10,7 +10,8 @@ from click.testing import CliRunner
 from scipy import stats
 
 from analyses import receptive_fields
-from analyses.receptive_fields import Plan, main, theory
+from analyses.receptive_fields import main
+from analyses.receptive_measured import Plan, theory
 from analyses.receptive_verdict import LAST, SIZES, Comparison, compare, judge
 from r2viz.statistics import Interval
 
