@@ -62,7 +62,7 @@ class Request:
                 raise UnknownName(f"no {kind} {value!r}; there are {' and '.join(known)}", code=f"unknown_name.{kind}")
         layers = (self.layers,) if isinstance(self.layers, str) else self.layers
         layers = None if layers is None else tuple(dict.fromkeys(layers))
-        count = len(layers or ())
+        count = 1 if layers is None else len(layers)
         if self.fuse is not None and count < 2:
             raise UnknownName(
                 f"fusion joins the maps of several layers, but {count} came; name more layers, or ask for none",
