@@ -21,7 +21,7 @@ _PACKAGE = "r2viz.analyses"
 @click.command("report", context_settings={"ignore_unknown_options": True})
 @click.argument("name", required=False)
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED, metavar="[PICTURES or options of NAME …]")
-@click.option("-o", "--output", default=None, type=click.Path(), help="Folder for the report. [out/NAME]")
+@click.option("-o", "--output", default=None, type=click.Path(), help="Folder for the report. [the own one of NAME]")
 @click.option("--overwrite", is_flag=True, help="Replace a report that exists.")
 @click.option("--list", "listed", is_flag=True, help="The analyses that there are, one a line.")
 @click.option("--json", "as_json", is_flag=True, help="With --list: as JSON.")
