@@ -237,7 +237,7 @@ class Histogram:
         target = share * self.total
         if self.total == 0:
             return math.nan
-        if below < target <= below + self.zeros:
+        if self.zeros and below <= target <= below + self.zeros:
             return 0.0
         if target > below:
             target -= self.zeros
