@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+from collections.abc import Container
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,6 +32,7 @@ def folded(root: nn.Module, graph: fx.Graph, *, largest: int | None = None) -> f
         return None
     vanished = {node for chain in chains for node in chain.nodes}
     begun = {chain.at: chain for chain in chains}
+    ends = {chain.nodes[-1] for chain in chains}
     parts: dict[str, Any] = {}
     copy = fx.Graph()
     twin: dict[fx.Node, fx.Node] = {}
@@ -38,7 +40,7 @@ def folded(root: nn.Module, graph: fx.Graph, *, largest: int | None = None) -> f
         if node in begun:
             chain = begun[node]
             name = f"folded{len(parts)}"
-            parts[name] = Folded(chain.conv, chain.norm, relu=chain.relu)
+            parts[name] = Folded(chain.conv, chain.norm, relu=chain.relu, over=_spent(chain, ends, vanished, twin))
             made = copy.call_module(name, tuple(twin[source] for source in chain.sources))
             twin.update(dict.fromkeys(chain.nodes, made))
         elif node not in vanished:
@@ -55,13 +57,14 @@ def folded(root: nn.Module, graph: fx.Graph, *, largest: int | None = None) -> f
 class Folded(nn.Module):
     """A convolution with the normalisation after it, an addition and a ReLU where they follow: `(x[, other]) -> y`.
 
-    On CPUs oneDNN does it in one pass over the memory, by the operators that `torch.compile` freezes networks to.
+    On CPUs oneDNN does it in one pass over the memory, by the operators that `torch.compile` freezes networks to. What
+    is added may be written `over` where nobody reads it again.
     """
 
     weight: Tensor
     bias: Tensor
 
-    def __init__(self, conv: nn.Conv2d, norm: nn.BatchNorm2d, *, relu: bool) -> None:
+    def __init__(self, conv: nn.Conv2d, norm: nn.BatchNorm2d, *, relu: bool, over: bool = False) -> None:
         super().__init__()
         assert norm.running_mean is not None
         assert norm.running_var is not None
@@ -79,24 +82,35 @@ class Folded(nn.Module):
         self.stride, self.padding, self.dilation = list(conv.stride), list(conv.padding), list(conv.dilation)
         self.groups = conv.groups
         self.relu = relu
-        self.after = "relu" if relu else "none"
+        self.over = over
         self.fused = (
             self.weight.device.type == "cpu"
             and self.weight.dtype == torch.float32
             and torch.backends.mkldnn.is_available()
             and hasattr(torch.ops.mkldnn, "_convolution_pointwise")
+            and hasattr(torch.ops.mkldnn, "_convolution_pointwise_")
         )
 
     def forward(self, x: Tensor, other: Tensor | None = None) -> Tensor:
         weight, bias, groups = self.weight, self.bias, self.groups
         stride, padding, dilation = self.stride, self.padding, self.dilation
         if self.fused and other is None:
-            ops = torch.ops.mkldnn
-            return ops._convolution_pointwise(x, weight, bias, padding, stride, dilation, groups, self.after, [], "")
+            ops, after = torch.ops.mkldnn, "relu" if self.relu else "none"
+            return ops._convolution_pointwise(x, weight, bias, padding, stride, dilation, groups, after, [], "")
+        if self.fused and other is not None and self.over and _alike(x, other):
+            ops, last = torch.ops.mkldnn, "relu" if self.relu else None
+            return ops._convolution_pointwise_.binary(
+                other, x, weight, bias, padding, stride, dilation, groups, "add", 1.0, last, [], None
+            )
         out = F.conv2d(x, weight, bias, stride, padding, dilation, groups)  # type: ignore[arg-type]
         if other is not None:
             out += other
         return out.relu_() if self.relu else out
+
+
+def _alike(x: Tensor, other: Tensor) -> bool:
+    """Whether both lie in the memory order that oneDNN then writes in place: it would make a copy of another one."""
+    return all(it.is_contiguous(memory_format=torch.channels_last) for it in (x, other))
 
 
 @dataclass(frozen=True, eq=False)
@@ -120,6 +134,14 @@ def _chains(root: nn.Module, graph: fx.Graph, largest: int | None) -> list[_Chai
             chains.append(chain)
             taken.update(chain.nodes)
     return chains
+
+
+def _spent(chain: _Chain, ends: set[fx.Node], vanished: set[fx.Node], done: Container[fx.Node]) -> bool:
+    """Whether what the chain adds is fresh memory, read for the last time: by convolutions before, never by a view."""
+    if len(chain.sources) < 2 or chain.sources[1] not in ends or chain.sources[0] is chain.sources[1]:
+        return False
+    users = [user for user in chain.sources[1].users if user not in chain.nodes]
+    return all(user in done and user in vanished and user.op == "call_module" for user in users)
 
 
 def _chain(root: nn.Module, node: fx.Node, taken: set[fx.Node]) -> _Chain | None:

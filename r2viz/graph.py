@@ -27,12 +27,14 @@ class Trace:
         inputs: by module name, the node that goes into it; containers, which leave no node of their own, included.
         outputs: by module name, the node that comes out of it.
         whole: whether the network was followed to its end.
+        parts: the modules that it had.
     """
 
     graph: fx.Graph | None
     inputs: dict[str, fx.Node]
     outputs: dict[str, fx.Node]
     whole: bool
+    parts: tuple[weakref.ref[nn.Module], ...] = ()
 
 
 class _Tracer(fx.Tracer):
@@ -68,18 +70,19 @@ class _Tracer(fx.Tracer):
 def trace(module: nn.Module) -> Trace:
     """Follow `module`'s forward pass in evaluation mode with symbolic values.
 
-    Cached for as long as the module lives; thread-safe.
+    Cached for as long as the module lives and has the same parts; thread-safe.
     """
     # The mode stays in the graph for ever, as an argument of `dropout` or by the branch taken (auxiliary classifiers).
     # Of tracings, two at once would undo each other's stand-ins in the wrong order.
     with lock(module), _tracing, frozen(module):
-        if module not in _cache:
+        parts = tuple(weakref.ref(part) for part in module.modules())
+        if module not in _cache or _cache[module].parts != parts:
             tracer, whole = _Tracer(), False
             # Whatever a user's forward does under symbolic values means "cannot be followed"; what came before stands.
             with contextlib.suppress(Exception):
                 tracer.trace(module)
                 whole = True
-            _cache[module] = Trace(getattr(tracer, "graph", None), tracer.inputs, tracer.outputs, whole)
+            _cache[module] = Trace(getattr(tracer, "graph", None), tracer.inputs, tracer.outputs, whole, parts)
         return _cache[module]
 
 

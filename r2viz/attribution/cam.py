@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from r2viz.attribution.compiled import compiled_pass
 from r2viz.attribution.methods import method_named
+from r2viz.attribution.plan import planned_pass
 from r2viz.attribution.rerun import Progress, Rerun, silent
 from r2viz.attribution.scores import Score, Targets
 from r2viz.errors import BadTarget, ModelError, TapError, UnknownName
@@ -161,7 +161,9 @@ def _apart(layer: str) -> TapError:
     return TapError(f"the class scores do not depend on {layer!r}; choose a layer that leads to the output")
 
 
-def forward_pass(module: nn.Module, batch: Tensor, layers: Sequence[str], *, compile: bool = False) -> Pass:
+def forward_pass(
+    module: nn.Module, batch: Tensor, layers: Sequence[str], *, compile: bool = False, fold: bool | None = None
+) -> Pass:
     """Run `module` once on `batch` `(N, 3, H, W)`, with taps at `layers`.
 
     The network is put into evaluation mode with frozen parameters while it runs and left as it was, also after an
@@ -171,7 +173,9 @@ def forward_pass(module: nn.Module, batch: Tensor, layers: Sequence[str], *, com
         module: any network of pictures.
         batch: `(N, 3, H, W)`, preprocessed.
         layers: tap names (see `r2viz.taps`).
-        compile: for many batches of one size: see `r2viz.attribution.compiled`. The first call takes a minute.
+        compile: for many batches of one size: see `r2viz.attribution.plan`. The first call takes a minute.
+        fold: normalisations into convolutions, in a copy of the weights. None: after some 32 pictures of 224 pixels,
+            where it is safe; True: at once, with a warning where it cannot be; False: never.
 
     Raises:
         UnknownName, TapError: see `r2viz.taps.tap`.
@@ -185,7 +189,7 @@ def forward_pass(module: nn.Module, batch: Tensor, layers: Sequence[str], *, com
     points = {layer: point(module, layer) for layer in layers}
     with lock(module), torch.inference_mode(False), torch.enable_grad(), frozen(module):
         batch = _like(module, batch)
-        faster = compiled_pass(module, batch, layers) if compile else None
+        faster = planned_pass(module, batch, layers, compile=compile, fold=fold)
         if faster is not None:
             return Pass(module, batch, *faster, points)
         with tap(module, layers, differentiable=True) as taken:
@@ -202,6 +206,7 @@ def cam_maps(
     method: str = "gradcam",
     relu: bool = False,
     compile: bool = False,
+    fold: bool | None = None,
     **options: Any,
 ) -> dict[str, Tensor]:
     """Class activation maps of a batch.
@@ -215,6 +220,7 @@ def cam_maps(
         method: a name in `r2viz.attribution.METHODS`.
         relu: clip negative values to 0. Without it maps are signed.
         compile: as for `forward_pass`.
+        fold: as for `forward_pass`.
         options: `seed`, `channels` and `progress`, as for `Pass.maps`.
 
     Returns:
@@ -227,7 +233,7 @@ def cam_maps(
         TapError, ModelError: see `forward_pass`.
     """
     method_named(method)
-    seen = forward_pass(module, batch, layers, compile=compile)
+    seen = forward_pass(module, batch, layers, compile=compile, fold=fold)
     several = _columns(targets, len(seen.batch))
     if several is None:
         found = seen.maps(targets, method=method, **options)

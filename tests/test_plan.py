@@ -12,8 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from r2viz.attribution import cam_maps, compiled, forward_pass
-from r2viz.attribution.compiled import compiled_pass
+from r2viz.attribution import cam_maps, forward_pass, plan
+from r2viz.attribution.plan import planned_pass
 from r2viz.errors import TapError, UnknownName
 from r2viz.graph import parted
 from r2viz.taps import frozen, point
@@ -24,9 +24,9 @@ LAYERS = ["layer1", "layer2", "layer3", "layer4"]
 @pytest.fixture(autouse=True)
 def fresh() -> Iterator[None]:
     """Every test hears its own warnings."""
-    compiled._said.clear()
+    plan._said.clear()
     yield
-    compiled._said.clear()
+    plan._said.clear()
 
 
 def noise(count: int = 3, size: int = 64, seed: int = 0, **options: Any) -> Tensor:
@@ -36,7 +36,7 @@ def noise(count: int = 3, size: int = 64, seed: int = 0, **options: Any) -> Tens
 def light(module: nn.Module, batch: Tensor, layers: list[str]) -> tuple[Any, dict[str, Tensor]] | None:
     """What `forward_pass` does, without the compiler."""
     with frozen(module), torch.enable_grad():
-        return compiled_pass(module, batch, layers, inductor=False)
+        return planned_pass(module, batch, layers, fold=True)
 
 
 def slopes(output: Tensor, taken: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -119,7 +119,7 @@ def test_whatever_is_asked_of_a_plain_pass_can_be_asked(
     net: Callable[..., nn.Module], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     module, batch = net("res2net"), noise()
-    monkeypatch.setattr(compiled, "_compiled", lambda *_: None)
+    monkeypatch.setattr(plan, "compiled", lambda *_: "no compiler here")
     for options in (
         {"targets": torch.tensor([[0, 1, 2]] * 3)},
         {"method": "layercam", "relu": True},
@@ -153,21 +153,21 @@ def test_changed_weights_are_seen(net: Callable[..., nn.Module]) -> None:
     assert apart(maps(), module(batch).detach()) < 1e-5
     module.layer4[0].bn2.running_mean.add_(0.5)
     assert apart(maps(), module(batch).detach()) < 1e-5
-    assert len(compiled._plans[module]) == 1
+    assert len(plan._plans[module]) == 1
 
 
 def test_plans_are_kept_for_a_few_sets_of_taps_and_go_with_the_network(net: Callable[..., nn.Module]) -> None:
     module = net("resnet")
-    before = len(compiled._plans)
+    before = len(plan._plans)
     for layers in (["layer1"], ["layer2"], ["layer3"], ["layer4"], LAYERS, ["layer4"]):
         light(module, noise(), layers)
-    assert len(compiled._plans[module]) == compiled._PLANS
+    assert len(plan._plans[module]) == plan._PLANS
     del module
-    assert len(compiled._plans) <= before
+    assert len(plan._plans) <= before
 
 
 def test_the_network_is_left_as_it_was(net: Callable[..., nn.Module], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(compiled, "_compiled", lambda *_: None)
+    monkeypatch.setattr(plan, "compiled", lambda *_: "no compiler here")
     module = net("resnet").train()
     module.fc.weight.requires_grad_(False)
     state = {key: value.clone() for key, value in module.state_dict().items()}
@@ -215,6 +215,139 @@ def test_what_cannot_be_followed_runs_plainly() -> None:
         cam_maps(module, batch, targets=0, layers=["fc"], compile=True)
 
 
+# --- By itself -------------------------------------------------------------------------------------------------------
+
+
+def row(kind: str, net: Callable[..., nn.Module]) -> tuple[nn.Module, list[str], int]:
+    """`(network, layers, side)` of every kind that the zoo has, with normalisations that do something."""
+    if kind in ("resnet", "res2net"):
+        return net(kind), ["layer2", "layer4"], 64
+    from r2viz import load
+
+    name, layers, size = {
+        "dla": ("dla60", ["level3", "level5"], 64),
+        "cifar": ("resnet26_mini", ["layer2", "layer4"], 64),
+        "se": ("se_resnet50", ["layer2", "layer4"], 64),
+        "biglittle": ("blresnet50", ["layer2", "layer4"], 64),
+    }[kind]
+    module = load(name, weights="random").module
+    generator = torch.Generator().manual_seed(0)
+    for part in module.modules():
+        if isinstance(part, nn.BatchNorm2d):
+            part.running_mean.copy_(0.1 * torch.randn(part.num_features, generator=generator))
+            part.bias.data.copy_(0.1 * torch.randn(part.num_features, generator=generator))
+    return module, layers, size
+
+
+@pytest.mark.parametrize("kind", ["resnet", "res2net", "dla", "cifar", "se", "biglittle"])
+def test_a_folded_networks_maps_are_its_own(net: Callable[..., nn.Module], kind: str) -> None:
+    module, layers, size = row(kind, net)
+    module, batch = module.double(), noise(2, size, dtype=torch.float64)
+    plain = forward_pass(module, batch, layers, fold=False)
+    found = forward_pass(module, batch, layers, fold=True)
+    assert len(plan._plans[module]) == 1
+    assert apart(found.logits.detach(), plain.logits.detach()) < 1e-9
+    expected = plain.maps(1)
+    for layer, map_ in found.maps(1).items():
+        assert apart(map_, expected[layer]) < 1e-6
+
+
+@pytest.mark.parametrize("memory", [torch.contiguous_format, torch.channels_last])
+def test_in_float32_a_piece_at_a_time_changes_nothing_but_rounding(
+    net: Callable[..., nn.Module], memory: torch.memory_format, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    batch = noise(7)
+    monkeypatch.setattr(plan, "_CPU_MAP", 3 * batch[0].nbytes * 16 / 3)  # three at a time
+    for kind in ("resnet", "res2net"):
+        module = net(kind).to(memory_format=memory)
+        for layer in ("layer4", "layer3.0.bn2" if kind == "resnet" else "layer3.0.split1", "conv1_in"):
+            plain = forward_pass(module, batch, [layer], fold=False)
+            found = forward_pass(module, batch, [layer], fold=True)
+            again = forward_pass(module, batch, [layer])
+            assert torch.equal(found.logits, again.logits)  # nothing of the first was written over
+            assert apart(found.logits.detach(), plain.logits.detach()) < 1e-5
+            assert apart(found.activations[layer].detach(), plain.activations[layer].detach()) < 1e-5
+            assert apart(found.logits.softmax(1).detach(), plain.logits.softmax(1).detach()) < 1e-5
+
+
+def test_it_comes_when_enough_was_seen_and_stays_out_of_the_way(
+    net: Callable[..., nn.Module], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module, batch = net("resnet"), noise(3)
+    monkeypatch.setattr(plan, "_WORTHWHILE", 2 * batch.numel())
+    first = cam_maps(module, batch, layers=["layer4"])["layer4"]
+    assert module not in plan._plans
+    cam_maps(module, batch, layers=["layer4"], fold=False)
+    assert apart(cam_maps(module, batch, layers=["layer4"])["layer4"], first) < 1e-4
+    assert len(plan._plans[module]) == 1
+    plain = Branching()  # cannot be followed, and nobody asked for it: not a word
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for _ in range(3):
+            cam_maps(plain, batch, targets=0, layers=["conv"])
+    assert plan._refused[plain]
+
+
+def _step(module: nn.Module) -> None:
+    optimiser = torch.optim.SGD(module.parameters(), lr=1e-4)
+    module(noise(1)).square().sum().backward()
+    optimiser.step()
+
+
+CHANGES: dict[str, Callable[[nn.Module], object]] = {
+    "an optimiser's step": _step,
+    "loaded": lambda module: module.load_state_dict({k: v * 1.1 for k, v in module.state_dict().items()}),
+    "through data": lambda module: module.layer3[0].conv2.weight.data.mul_(1.5),
+    "another number type and back": lambda module: module.bfloat16().float(),
+    "statistics": lambda module: module.layer4[0].bn2.running_var.mul_(2),
+    "a part in place of another": lambda module: setattr(module.layer2[0], "relu", nn.Softplus()),
+    "a setting": lambda module: setattr(module.layer4[0].bn1, "eps", 1.0),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_every_change_is_noticed(net: Callable[..., nn.Module], change: str) -> None:
+    module, batch = net("resnet"), noise(3)
+    before = forward_pass(module, batch, ["layer4"], fold=True).logits.detach()
+    CHANGES[change](module)
+    with torch.no_grad():
+        expected = module(batch)
+    assert apart(before, expected) > 1e-5
+    for fold in (None, True):
+        assert apart(forward_pass(module, batch, ["layer4"], fold=fold).logits.detach(), expected) < 1e-5
+
+
+def test_hooks_that_come_later_are_called(net: Callable[..., nn.Module]) -> None:
+    module, batch, seen = net("resnet"), noise(), []
+    cam_maps(module, batch, layers=["layer4"], fold=True)
+    handle = module.layer2.register_forward_hook(lambda *_: seen.append(1))
+    cam_maps(module, batch, layers=["layer4"])
+    handle.remove()
+    own = module.layer3.forward
+    module.layer3.forward = lambda x: (seen.append(2), own(x))[1]  # type: ignore[method-assign]
+    cam_maps(module, batch, layers=["layer4"])
+    assert seen == [1, 2]
+
+
+def test_eight_threads_fold_one_network_and_users_gradients_stay(net: Callable[..., nn.Module]) -> None:
+    from concurrent.futures import ThreadPoolExecutor
+
+    module, batch = net("res2net").train(), noise(6)
+    module.fc.weight.grad = torch.ones_like(module.fc.weight)
+    plain = [cam_maps(module, batch[i % 6 :][:1], targets=1, layers=["layer4"], fold=False) for i in range(16)]
+    with ThreadPoolExecutor(8) as pool:
+        work = [
+            pool.submit(cam_maps, module, batch[i % 6 :][:1], targets=1, layers=["layer4"], fold=True)
+            for i in range(16)
+        ]
+    for one, expected in zip(work, plain, strict=True):
+        assert apart(one.result()["layer4"], expected["layer4"]) < 1e-4
+    assert len(plan._plans[module]) == 1
+    assert torch.equal(module.fc.weight.grad, torch.ones_like(module.fc.weight))
+    assert all(parameter.requires_grad for parameter in module.parameters())
+    assert all(part.training for part in module.modules())
+
+
 # --- With the compiler -----------------------------------------------------------------------------------------------
 
 
@@ -241,8 +374,8 @@ def test_compiled_maps_of_full_and_smaller_batches() -> None:
     for count in (4, 3, 1):
         found = cam_maps(module, noise(4, 16)[:count], targets=1, layers=["second"], compile=True)["second"]
         assert apart(found, plain[:count]) < 1e-5
-    (plan,) = compiled._plans[module]
-    if plan.prefix is None:
+    (made,) = plan._plans[module]
+    if made.prefix is None:
         pytest.skip("not run: needs a C++ compiler")
     assert settings.freezing == freezing
 
@@ -277,7 +410,7 @@ def test_records_are_the_same_and_say_so(monkeypatch: pytest.MonkeyPatch) -> Non
     from r2viz.explain import explain
     from r2viz.records import CamRecord
 
-    monkeypatch.setattr(compiled, "_compiled", lambda *_: None)
+    monkeypatch.setattr(plan, "compiled", lambda *_: "no compiler here")
     models = [load(name, weights="mini") for name in ("resnet26_mini", "res2net26_mini")]
     cat = Path(__file__).parents[1] / "examples" / "cat.jpg"
 
@@ -291,4 +424,4 @@ def test_records_are_the_same_and_say_so(monkeypatch: pytest.MonkeyPatch) -> Non
         for expected, map_ in zip(one.maps, other.maps, strict=True):
             assert np.abs(map_.raw - expected.raw).max() < 1e-3 * np.abs(expected.raw).max()
             assert np.abs(map_.raw - expected.raw).max() > 0  # it was taken, after all
-    assert all(len(compiled._plans[model.module]) == 1 for model in models)
+    assert all(len(plan._plans[model.module]) == 1 for model in models)
