@@ -18,15 +18,18 @@ if TYPE_CHECKING:
     from r2viz.figures import figure
     from r2viz.image import decode
     from r2viz.models.model import Model, load, load_pair
+    from r2viz.partition.verbs import splits
     from r2viz.receptive.effective import erf
     from r2viz.receptive.verbs import theoretical_rf
     from r2viz.records import CamRecord
+    from r2viz.split_records import SplitRecord
     from r2viz.store import open_record, save
 
 _ROOMS = {
     "CamRecord": "r2viz.records",
     "ErfRecord": "r2viz.erf_records",
     "Model": "r2viz.models.model",
+    "SplitRecord": "r2viz.split_records",
     "cam": "r2viz.explain",
     "cam_maps": "r2viz.attribution",
     "compare": "r2viz.explain",
@@ -37,6 +40,7 @@ _ROOMS = {
     "load_pair": "r2viz.models.model",
     "open_record": "r2viz.store",
     "save": "r2viz.store",
+    "splits": "r2viz.partition.verbs",
     "theoretical_rf": "r2viz.receptive.verbs",
 }
 
@@ -45,6 +49,7 @@ __all__ = [
     "ErfRecord",
     "Model",
     "R2VizError",
+    "SplitRecord",
     "__version__",
     "cam",
     "cam_maps",
@@ -56,6 +61,7 @@ __all__ = [
     "load_pair",
     "open_record",
     "save",
+    "splits",
     "theoretical_rf",
 ]
 

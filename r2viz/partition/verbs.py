@@ -94,7 +94,13 @@ def splits(
         likenesses=tuple(matrix for one in measured for matrix in one.likenesses())
         + tuple(measured[0].likenesses(measured[1]) if len(measured) == 2 else ()),
         pictures_sha256=digest.hexdigest(),
-        settings={"statistics": list(chosen), "eps": eps, "seed": seed, "interval_groups": GROUPS},
+        settings={
+            "statistics": list(chosen),
+            "eps": eps,
+            "seed": seed,
+            "interval_groups": GROUPS,
+            "labels_sha256": None if given is None else hashlib.sha256(given.tobytes()).hexdigest(),
+        },
         versions=versions(),
         device=str(device_of(module)),
         dtype=str(next(module.parameters()).dtype).removeprefix("torch."),
