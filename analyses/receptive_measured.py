@@ -125,7 +125,7 @@ def random_networks(plan: Plan) -> Measured:
             rows.append(
                 _about(model, erf, plan.side, "random", seed, f"seed {seed}") | {s: sizes.get(s) for s in SIZES}
             )
-    return Measured(pd.DataFrame(rows), views)
+    return Measured(pd.DataFrame(rows).astype({"seed": "Int64", "theory": "Int64"}), views)
 
 
 def trained_pair(plan: Plan, pictures: Sequence[Picture]) -> Measured:
@@ -154,7 +154,7 @@ def trained_pair(plan: Plan, pictures: Sequence[Picture]) -> Measured:
             for number, picture in enumerate(pictures):
                 about = _about(model, erf, side, kind, seed, picture.name)
                 rows.append(about | {size: float(erf.each[size][number]) for size in SIZES})
-    return Measured(pd.DataFrame(rows), views)
+    return Measured(pd.DataFrame(rows).astype({"seed": "Int64", "theory": "Int64"}), views)
 
 
 def _splits(name: str) -> tuple[str, ...]:
@@ -172,7 +172,7 @@ def _about(model: Model, erf: Erf, side: int, weights: str, seed: int | None, un
         "network": model.name,
         "title": model.title,
         "weights": weights,
-        "seed": -1 if seed is None else seed,
+        "seed": seed,
         "side": side,
         "layer": erf.layer,
         "unit": unit,

@@ -163,6 +163,8 @@ def test_cells():
     ]  # fmt: skip
     assert [one.right for one in columns(table)] == [True, False]
     assert rows(Table("n", pd.DataFrame({"n": [1234567, 8**30]})))[1][0] == "1.238e+27"
+    some = Table("n", pd.DataFrame({"n": pd.Series([12345, None], dtype="Int64")}))
+    assert (rows(some), columns(some)[0].right) == ([["12,345"], ["–"]], True)
 
 
 def test_the_page_says_how_many_rows_it_leaves_to_the_files(tmp_path):
