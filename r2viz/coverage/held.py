@@ -84,6 +84,14 @@ class Held:
         above, tied = self.values > least, self.values == least
         return above + tied * ((size - above.sum()) / tied.sum())
 
+    @cached_property
+    def part_coverage(self) -> np.ndarray:
+        """How far the map's strongest |M| pixels cover each part of the object, `(k,)`; empty where none was seen."""
+        if not self.inside.any():
+            return np.zeros(0)
+        cells = part_cells(self.region.mask & self.seen)
+        return np.bincount(cells, weights=self.top[self.inside]) / np.bincount(cells)
+
 
 def pointing(held: Held) -> float:
     """Whether the map's maximum lies in the object or near it; ties give their share of hits, a constant map 0."""
@@ -152,27 +160,19 @@ def evenness(held: Held) -> float:
 
 def least_part(held: Held) -> float:
     """Coverage of that one of the object's parts which is covered least, by the map's |M| strongest pixels."""
-    parts = _part_coverage(held)
+    parts = held.part_coverage
     return float(parts.min()) if parts.size else float("nan")
 
 
 def parts_covered(held: Held) -> float:
     """The share of the object's parts of which at least half is covered by the map's |M| strongest pixels."""
-    parts = _part_coverage(held)
+    parts = held.part_coverage
     return float((parts >= 0.5).mean()) if parts.size else float("nan")
 
 
 def parts_covered_chance(held: Held) -> float:
     """An even map covers each part to `|M| / HW`."""
     return float(held.area >= 0.5)
-
-
-def _part_coverage(held: Held) -> np.ndarray:
-    if not held.inside.any():
-        return np.zeros(0)
-    cells = part_cells(held.region.mask & held.seen)
-    sizes = np.bincount(cells)
-    return np.bincount(cells, weights=held.top[held.inside]) / sizes
 
 
 def part_cells(mask: np.ndarray, cells: int = CELLS) -> np.ndarray:
