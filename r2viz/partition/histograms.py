@@ -36,8 +36,10 @@ class Histograms:
     def add(self, look: Look) -> None:
         """Take some pictures in."""
         flat = look.flat.to(torch.float32).transpose(1, 2)  # channels last: the order that ours come in
-        bins = (flat.view(torch.int32) if flat.is_contiguous() else flat.contiguous().view(torch.int32)) >> _DROPPED
-        positive = bool((bins >= 0).all())
+        bits = (flat if flat.is_contiguous() else flat.contiguous()).view(torch.int32)
+        bins = look.scratch.like("bins", tuple(bits.shape), bits.stride(), bits)
+        torch.bitwise_right_shift(bits, _DROPPED, out=bins)
+        positive = int(bins.min()) >= 0
         if not positive:
             bins = torch.where(bins < 0, -(bins + BINS) - 1, bins) + BINS  # -1 - b: bin b of the negative side
         size = BINS if positive else 2 * BINS

@@ -29,7 +29,7 @@ class Moments:
     """Of one block's channels, by group of pictures.
 
     With d = x - shift: `total` is Σd, `square` Σd² or, with `products`, Σddᵀ for each split; `alive` counts values
-    above ε. `weight`, of `conv3` as `(outputs, C)`, is only needed to add, not to merge.
+    above ε. `weight`, of `conv3` as `(outputs, C)` on the CPU, is only needed to add, not to merge.
     """
 
     block: Block
@@ -43,6 +43,7 @@ class Moments:
     alive: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
     square: list[np.ndarray] = field(default_factory=list)
     each: PerPicture = field(default_factory=PerPicture)
+    _kernels: list[np.ndarray] | None = None
 
     def add(self, look: Look) -> np.ndarray:
         """Take some pictures in.
@@ -120,19 +121,20 @@ class Moments:
     def _energies(self, grams: list[Tensor], sums: np.ndarray, cells: int) -> tuple[np.ndarray, np.ndarray]:
         """Σ y² and Σ |W y|² over positions, float64 `(N, parts)` each."""
         assert self.shift is not None
+        if self._kernels is None and self.weight is not None:
+            cut = [self.weight[:, torch.from_numpy(part.channels)] for part in self.block.parts]
+            self._kernels = [_host(weight.T @ weight) for weight in cut]  # |W y|² = yᵀ WᵀW y
         before, after = [], []
-        for part, gram in zip(self.block.parts, grams, strict=True):
+        for number, (part, gram) in enumerate(zip(self.block.parts, grams, strict=True)):
             shift, some = self.shift[part.channels], sums[:, part.channels]
             squares = _host(gram.diagonal(dim1=1, dim2=2))
             before.append((squares + 2 * shift * some + cells * shift**2).sum(axis=1))
-            if self.weight is None:
+            if self._kernels is None:
                 after.append(np.full(len(some), np.nan))
                 continue
-            weight = self.weight[:, torch.from_numpy(part.channels).to(self.weight.device)]
-            kernel = weight.T @ weight
-            exact = _host(kernel)
-            direct = _host(gram.flatten(1) @ kernel.to(gram).flatten())
-            after.append(direct + 2 * some @ (exact @ shift) + cells * (shift @ exact @ shift))
+            kernel = self._kernels[number]
+            direct = _host(gram.flatten(1) @ torch.from_numpy(kernel).to(gram).flatten())
+            after.append(direct + 2 * some @ (kernel @ shift) + cells * (shift @ kernel @ shift))
         return np.stack(before, axis=1), np.stack(after, axis=1)
 
     def _shared(self, columns: np.ndarray) -> None:
