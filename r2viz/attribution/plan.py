@@ -178,11 +178,13 @@ def planned_pass(
         key = (tuple(layers), batch.dtype, batch.device, batch.shape[1:])
         if not wanted and (_seen[module] < _WORTHWHILE or key in _refused.get(module, ())):
             return None
+        refused = _refused.setdefault(module, set())
+        refused.add(key)  # first: making it may also raise what the plain pass raises
         made = _planned(module, batch, tuple(layers), state, compile)
         if isinstance(made, str):
-            _refused.setdefault(module, set()).add(key)
             say(f"{made}: {plainly}")
             return None
+        refused.discard(key)
         plan = made
         _plans[module] = [*plans[-(_PLANS - 1) :], plan]
     return plan.run(batch)
