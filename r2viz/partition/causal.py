@@ -1,0 +1,335 @@
+"""What a network loses without one of its splits: interventions inside a block, and what follows run again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from r2viz.agreement import rank_correlation
+from r2viz.attribution import cam_maps
+from r2viz.attribution.rerun import Rerun
+from r2viz.attribution.scores import class_indices
+from r2viz.causal_records import INTERVENTIONS, CausalRecord, Effect
+from r2viz.errors import BadTarget, ModelError, UnknownName, nearest, one_line
+from r2viz.graph import Halves
+from r2viz.partition.causal_block import Change, Opened, change, opened
+from r2viz.partition.measure import _checked, _kind
+from r2viz.partition.places import Block, blocks
+from r2viz.partition.watch import watching
+from r2viz.split_records import FIRST
+from r2viz.taps import Point, device_of, frozen, lock, unwrapped
+
+Wanted = Mapping[str, Mapping[tuple[int, str], Change]]
+"""By block, for each of its parts and intervention, the change that it means."""
+
+
+def ablate(
+    module: nn.Module,
+    batches: Tensor | Iterable[Tensor],
+    *,
+    places: Sequence[Block] | None = None,
+    interventions: Sequence[str] | None = None,
+    labels: Sequence[int] | None = None,
+    targets: int | Sequence[int] | None = None,
+    maps: bool | str = False,
+    means: Mapping[str, np.ndarray] | None = None,
+    seed: int = 0,
+    name: str | None = None,
+    progress: Callable[[int], None] | None = None,
+) -> CausalRecord:
+    """Change every split of the blocks in turn, and see what becomes of the class and its map.
+
+    The network itself runs once per batch; of each change only what it reaches is computed again, in batches sized to
+    memory. Nothing is changed in the network, which is left as it was, also after an error.
+
+    Args:
+        module: any network that `places.blocks` finds splits in, or a ResNet's channel groups.
+        batches: preprocessed pictures `(N, 3, H, W)`, or an iterable of such. It is read twice where channel means
+            are needed and not given: then a list, not a generator.
+        places: blocks; None takes all.
+        interventions: names in `r2viz.causal_records.INTERVENTIONS`; None takes all that can be done.
+        labels: class numbers, one per picture, for accuracy, and as targets unless those are given.
+        targets: class numbers whose logits are followed, one for all or one per picture; None: the labels, without
+            those each picture's own top-1 before any change.
+        maps: whether Grad-CAM maps are compared, too: at the last stage, or at the layer of this name.
+        means: of each block's `conv3` input, by block, `(C,)`, as `channel_means` gives them (of other pictures, say).
+        seed: of random orders.
+        name: what to call the network; its class unless given.
+        progress: called with the number of pictures done since the last call.
+
+    Raises:
+        UnknownName: no such intervention.
+        BadTarget: a class out of range, or not one per picture.
+        ModelError: no splits, no pictures, no classifier, or nothing that can be done; a layer for maps that the blocks
+            do not lead to.
+        TapError: the network does not call its blocks where that can be seen.
+    """
+    module = unwrapped(module)
+    places = blocks(module, name=name) if places is None else tuple(places)
+    asked = _asked(interventions)
+    wanted, notes = _wanted(places, asked, all_of_them=interventions is None)
+    layer = (places[-1].stage if maps is True else str(maps)) if maps else None
+    if means is None and any(INTERVENTIONS[one].value == "mean" for one in asked):
+        if not isinstance(batches, Tensor) and iter(batches) is batches:
+            raise ModelError(
+                "channel means need the pictures twice, and a generator came; give a list of batches, the means "
+                "(channel_means), or interventions without them"
+            )
+        means = channel_means(module, batches, places)
+    given = {kind: _numbers(some, kind) for kind, some in (("labels", labels), ("targets", targets))}
+    run = _Run(module, places, wanted, layer, dict(means or {}), seed)
+    done = 0
+    for batch in _checked([batches] if isinstance(batches, Tensor) else batches):
+        part = {kind: _part(some, done, len(batch), kind) for kind, some in given.items()}
+        run.take(batch, part["labels"], part["targets"])
+        done += len(batch)
+        if progress is not None:
+            progress(len(batch))
+    for kind, some in given.items():
+        if some is not None and some.ndim and len(some) != done:
+            raise BadTarget(f"{len(some)} {kind} came for {done} pictures; give one per picture")
+    if done == 0:
+        raise ModelError("no pictures came; interventions need at least one")
+    follows = "given" if targets is not None else "labels" if labels is not None else "top1"
+    return CausalRecord(
+        effects=tuple(run.effects()),
+        **run.before(),
+        map_layer=layer,
+        settings={"interventions": list(asked), "seed": seed, "targets": follows},
+        device=str(device_of(module)),
+        dtype=str(_kind(module)).removeprefix("torch."),
+        notes=tuple(notes),
+    )
+
+
+def channel_means(
+    module: nn.Module, batches: Tensor | Iterable[Tensor], places: Sequence[Block]
+) -> dict[str, np.ndarray]:
+    """By block, each channel's mean of what goes into `conv3`, float64 `(C,)`: over positions, then over pictures."""
+    module = unwrapped(module)
+    sums = {block.conv3: np.zeros(block.channels) for block in places}
+    count = 0
+
+    def see(path: str, features: Tensor) -> None:
+        values = features if features.dtype in (torch.float32, torch.float64) else features.float()
+        sums[path] += values.mean(dim=(2, 3)).cpu().double().sum(dim=0).numpy()
+
+    for batch in _checked([batches] if isinstance(batches, Tensor) else batches):
+        with lock(module), torch.inference_mode(), frozen(module), watching(module, list(sums), see):
+            module(batch.to(device_of(module), _kind(module)))
+        count += len(batch)
+    return {block.path: sums[block.conv3] / max(1, count) for block in places}
+
+
+@dataclass(eq=False)
+class _Run:
+    """Blocks opened once, and what every batch gave."""
+
+    module: nn.Module
+    places: Sequence[Block]
+    wanted: Wanted
+    layer: str | None
+    means: dict[str, np.ndarray]
+    seed: int
+    opened: list[Opened] = field(default_factory=list)
+    base: list[dict[str, np.ndarray]] = field(default_factory=list)
+    found: dict[tuple[str, Change], list[dict[str, np.ndarray]]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        chosen = [block for block in self.places if self.wanted[block.path]]
+        self.opened = [opened(self.module, block, layer=self.layer) for block in chosen]
+
+    def take(self, batch: Tensor, labels: np.ndarray | None, targets: np.ndarray | None) -> None:
+        """Run the network once, and what every change reaches once more."""
+        module = self.module
+        batch = batch.to(device_of(module), _kind(module))
+        entering = {f"{one.block.path}.conv1": one for one in self.opened if not one.whole}
+        kept: dict[str, Tensor] = {}
+
+        def see(path: str, features: Tensor) -> None:
+            kept[path] = features.clone()
+
+        with lock(module), torch.inference_mode(), frozen(module):
+            with watching(module, list(entering), see):
+                logits = self._logits(module(batch), len(batch))
+            follow = targets if targets is not None else labels
+            classes = class_indices(None if follow is None else torch.from_numpy(follow), logits)
+            before = _told(logits, classes, None if labels is None else torch.from_numpy(labels))
+            map_ = None
+            if self.layer is not None:
+                with torch.inference_mode(False):
+                    followed = classes.clone()
+                    map_ = cam_maps(module, batch, targets=followed, layers=[self.layer], fold=False)[self.layer]
+            self.base.append({**before, "target": classes.cpu().numpy()})
+            if labels is not None:
+                self.base[-1]["labels"] = labels
+            for one in self.opened:
+                entered = kept.pop(f"{one.block.path}.conv1", None)  # popped: the batch's memory shrinks on the way
+                self._rerun(one, batch, entered, logits, classes, labels, map_)
+
+    def _logits(self, output: Any, count: int) -> Tensor:
+        if not isinstance(output, Tensor) or output.ndim != 2 or len(output) != count:
+            came = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
+            raise ModelError(f"the network gave {came}, but a classifier's output ({count}, classes) was expected")
+        if not bool(output.isfinite().all()):
+            raise ModelError("the network's output is not finite, even before any change; look at its input")
+        return output
+
+    def _rerun(
+        self,
+        one: Opened,
+        batch: Tensor,
+        entered: Tensor | None,
+        logits: Tensor,
+        classes: Tensor,
+        labels: np.ndarray | None,
+        base: Tensor | None,
+    ) -> None:
+        """All changes of one block, each once, however many interventions mean it."""
+        block, count = one.block, len(batch)
+        changes = list(dict.fromkeys(self.wanted[block.path].values()))
+        entry = one.enter(batch, entered)
+        means = self.means.get(block.path)
+        mean = None if means is None else torch.as_tensor(means).to(entry.into)
+        crossing = entry.crossing if base is None or not entry.crossing else (*entry.crossing, classes)
+        halves = None if one.tail is None or not crossing else Halves(_nothing, one.tail)  # type: ignore[arg-type]
+
+        def make(rows: slice) -> Tensor:
+            parts = []
+            for number in range(rows.start // count, -(-rows.stop // count)):
+                some = slice(max(rows.start - number * count, 0), min(rows.stop - number * count, count))
+                parts.append(one.changed(entry, changes[number], some, means=mean, seed=self.seed))
+            return torch.cat(parts)
+
+        rerun = Rerun(
+            self.module,
+            f"{block.conv3}_in",
+            Point(block.conv3, into=True, split=None),
+            batch,
+            entry.into,
+            logits,
+            _everything,
+            # What crosses is known already; to find it again, all that comes before would have to be run.
+            _kept={"halves": (halves, crossing)},
+        )
+        rows = torch.arange(count, device=batch.device).repeat(len(changes))
+        after = rerun.scores(rows, make, of="features").view(len(changes), count, -1)
+        truth = None if labels is None else torch.from_numpy(labels)
+        for what, output in zip(changes, after, strict=True):
+            told = _told(output[:, : logits.shape[1]], classes, truth)
+            if base is not None:
+                maps = output[:, logits.shape[1] :].reshape(base.shape).double().cpu().numpy()
+                told["map"] = _unlike(base.double().cpu().numpy(), maps)
+            self.found.setdefault((block.path, what), []).append(told)
+
+    def before(self) -> dict[str, np.ndarray]:
+        """The record's fields that tell of the network as it is."""
+        return {key: np.concatenate([one[key] for one in self.base]) for key in self.base[0]}
+
+    def effects(self) -> Iterator[Effect]:
+        """By block, part and intervention."""
+        before = self.before()
+        for block in self.places:
+            for (number, intervention), what in self.wanted[block.path].items():
+                told = self.found[block.path, what]
+                after = {key: np.concatenate([one[key] for one in told]) for key in told[0]}
+                yield Effect(
+                    block.parts[number].split,
+                    intervention,
+                    after["logit"] - before["logit"],
+                    after["probability"] - before["probability"],
+                    after.get("correct"),
+                    after.get("map"),
+                )
+
+
+def _told(logits: Tensor, classes: Tensor, labels: Tensor | None) -> dict[str, np.ndarray]:
+    """Of each picture, the target's logit and probability, float64, and whether the label is the top-1."""
+    exact = logits.double() if logits.device.type != "mps" else logits.float()
+    at = classes[:, None]
+    found = {
+        "logit": exact.gather(1, at)[:, 0].double().cpu().numpy(),
+        "probability": exact.softmax(dim=1).gather(1, at)[:, 0].double().cpu().numpy(),
+    }
+    if labels is not None:
+        found["correct"] = (logits.argmax(dim=1).cpu() == labels).numpy()
+    return found
+
+
+def _unlike(before: np.ndarray, after: np.ndarray) -> np.ndarray:
+    """1 - Spearman of maps `(N, h, w)`, picture by picture; NaN where one is constant."""
+    found = np.full(len(before), np.nan)
+    for number, (one, other) in enumerate(zip(before, after, strict=True)):
+        if np.ptp(one) > 0 and np.ptp(other) > 0:
+            found[number] = 1 - rank_correlation(one.ravel(), other.ravel())
+    return found
+
+
+def _everything(output: Tensor, _rows: Tensor) -> Tensor:
+    return output
+
+
+def _nothing(_batch: Tensor) -> tuple[Tensor, ...]:
+    raise AssertionError("what crosses was given")
+
+
+# --- What is asked for -----------------------------------------------------------------------------------------------
+
+
+def _asked(interventions: Sequence[str] | None) -> tuple[str, ...]:
+    if interventions is None:
+        return tuple(INTERVENTIONS)
+    asked = (interventions,) if isinstance(interventions, str) else tuple(dict.fromkeys(interventions))
+    for one in asked:
+        if one not in INTERVENTIONS:
+            known = ", ".join(INTERVENTIONS)
+            raise UnknownName(
+                f"no intervention {one_line(one, 60)!r}{nearest(one, INTERVENTIONS)}; there are {known}",
+                code="unknown_name.intervention",
+            )
+    return asked
+
+
+def _wanted(places: Sequence[Block], asked: Sequence[str], *, all_of_them: bool) -> tuple[Wanted, list[str]]:
+    """What is to be done in every block, and remarks on what cannot be."""
+    wanted: dict[str, dict[tuple[int, str], Change]] = {}
+    for block in places:
+        wanted[block.path] = {}
+        for number in range(len(block.parts)):
+            for one in asked:
+                what = change(block, number, one)
+                if what is not None:
+                    wanted[block.path][number, one] = what
+    notes = []
+    first = [block.path for block in places if block.first]
+    if "cut" in asked and first:
+        notes.append(f"cut: {', '.join(first)} ({FIRST}): these blocks have no links between splits")
+    elsewhere = [one for one in asked if not INTERVENTIONS[one].control]
+    if elsewhere and not all_of_them and any(not block.cascaded for block in places):
+        notes.append(f"{', '.join(elsewhere)}: a ResNet's channel groups have neither cascade nor links")
+    if not any(wanted.values()):
+        why = "; ".join(notes) or "they have no links between splits"
+        raise ModelError(f"nothing to do in {len(places)} blocks: {one_line(why, 300)}; ask for 'zero' or other blocks")
+    return wanted, notes
+
+
+def _numbers(given: int | Sequence[int] | None, kind: str) -> np.ndarray | None:
+    if given is None:
+        return None
+    numbers = np.asarray(given)
+    if numbers.dtype.kind not in "iu" or numbers.ndim > 1 or (kind == "labels" and numbers.ndim == 0):
+        raise BadTarget(f"{kind} are {numbers.dtype} {numbers.shape}; give class numbers, one per picture")
+    return numbers.astype(np.int64)
+
+
+def _part(given: np.ndarray | None, begun: int, count: int, kind: str) -> np.ndarray | None:
+    if given is None or given.ndim == 0:
+        return given
+    if begun + count > len(given):
+        raise BadTarget(f"{len(given)} {kind} came for more pictures than that; give one per picture")
+    return given[begun : begun + count]
