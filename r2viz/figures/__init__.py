@@ -13,6 +13,9 @@ from r2viz.figures.grid import grid
 from r2viz.figures.panel import drawn, panel, panel_provenance
 from r2viz.figures.radial import draw_radial, radial_figure
 from r2viz.figures.scale import ScalePoint, scale_figure, scale_provenance
+from r2viz.figures.split_captions import splits_provenance
+from r2viz.figures.split_curves import spectrum_figure, split_ridgelines
+from r2viz.figures.splits import cka_figure, split_heatmap
 from r2viz.figures.staircase import Stairs, draw_stairs, staircase, staircase_provenance
 from r2viz.figures.tradeoff import tradeoff
 from r2viz.figures.unit import draw_unit, unit_figure
@@ -20,6 +23,7 @@ from r2viz.figures.unit import draw_unit, unit_figure
 __all__ = [
     "ScalePoint",
     "Stairs",
+    "cka_figure",
     "draw_difference",
     "draw_erf",
     "draw_map",
@@ -40,7 +44,11 @@ __all__ = [
     "render",
     "scale_figure",
     "scale_provenance",
+    "spectrum_figure",
     "split_figure",
+    "split_heatmap",
+    "split_ridgelines",
+    "splits_provenance",
     "staircase",
     "staircase_provenance",
     "tradeoff",

@@ -15,8 +15,11 @@ from r2viz.erf_records import ERF_SCHEMA, ErfRecord
 from r2viz.errors import BadRecord, OutputError, one_line
 from r2viz.panels import Panel
 from r2viz.records import SCHEMA, CamRecord
+from r2viz.split_records import SCHEMA as SPLIT_SCHEMA
+from r2viz.split_records import SplitRecord
 from r2viz.store.cam import cam_arrays, cam_dict, read_cam, read_panel, view_keys
 from r2viz.store.erf import erf_arrays, erf_dict, read_erf
+from r2viz.store.splits import read_splits, splits_arrays, splits_csv, splits_dict, splits_parquet
 from r2viz.store.writing import refuse_existing, write_set
 
 __all__ = [
@@ -30,16 +33,19 @@ __all__ = [
     "open_record",
     "refuse_existing",
     "save",
+    "splits_csv",
+    "splits_parquet",
     "view_keys",
     "write_set",
 ]
 
-Record = CamRecord | Panel | ErfRecord
+Record = CamRecord | Panel | ErfRecord | SplitRecord
 
 _READ: dict[str, tuple[int, Callable[[dict[str, Any], Any], Record]]] = {
     "cam": (SCHEMA, read_cam),
     "panel": (SCHEMA, read_panel),
     "erf": (ERF_SCHEMA, read_erf),
+    "splits": (SPLIT_SCHEMA, read_splits),
 }
 
 
@@ -74,9 +80,12 @@ def npz(record: Record) -> bytes:
     In a panel every name of a map begins with its record's place and method, `0-gradcam/<model>/raw`; maps over the
     source picture, which would be as many pictures as there are maps, are left to `View.on_source`.
 
-    For effective receptive fields see `r2viz.store.erf.erf_arrays`.
+    For effective receptive fields see `r2viz.store.erf.erf_arrays`, for splits `r2viz.store.splits.splits_arrays`.
     """
-    arrays = erf_arrays(record) if isinstance(record, ErfRecord) else cam_arrays(record)
+    if isinstance(record, SplitRecord):
+        arrays = splits_arrays(record)
+    else:
+        arrays = erf_arrays(record) if isinstance(record, ErfRecord) else cam_arrays(record)
     buffer = io.BytesIO()
     np.savez_compressed(buffer, **arrays)  # type: ignore[arg-type]
     return buffer.getvalue()
@@ -84,7 +93,10 @@ def npz(record: Record) -> bytes:
 
 def as_dict(record: Record, *, arrays: str | None = None) -> dict[str, Any]:
     """The record or panel as JSON-able values, schema 1, without its arrays; numbers are not rounded."""
-    document = erf_dict(record) if isinstance(record, ErfRecord) else cam_dict(record)
+    if isinstance(record, SplitRecord):
+        document = splits_dict(record)
+    else:
+        document = erf_dict(record) if isinstance(record, ErfRecord) else cam_dict(record)
     if arrays is not None:
         document["arrays"] = arrays
     return document
@@ -105,7 +117,7 @@ def made_by(path: Path) -> tuple[str | None, str | None]:
         return None, None
 
 
-def open_record(path: str | os.PathLike[str]) -> CamRecord | ErfRecord:
+def open_record(path: str | os.PathLike[str]) -> CamRecord | ErfRecord | SplitRecord:
     """A record that `save` wrote.
 
     Raises:
