@@ -19,10 +19,11 @@ from r2viz.geometry import Preprocess
 from r2viz.models import weights as stored
 from r2viz.models.model import Model, load, load_pair
 from r2viz.models.outline import last_stage
-from r2viz.receptive.measured import Unit, measure, noise
+from r2viz.receptive.measured import measure, noise
 from r2viz.receptive.protocols import Protocol, protocol_named
 from r2viz.receptive.stream import Pictures, digests
 from r2viz.receptive.trace import fields
+from r2viz.receptive.units import Unit
 from r2viz.receptive.verbs import theoretical_rf
 from r2viz.taps import device_of, point, unwrapped
 
