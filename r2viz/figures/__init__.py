@@ -6,6 +6,9 @@ symmetric scale. Equal records give equal bytes.
 
 from r2viz.figures.cam import draw_difference, draw_map, draw_source, figure, html, provenance
 from r2viz.figures.canvas import render
+from r2viz.figures.coverage import StratumDifference, coverage_by_size, difference_by_stratum
+from r2viz.figures.coverage_cases import Case, cases
+from r2viz.figures.coverage_curves import coverage_curves, scale_response
 from r2viz.figures.erf import erf_figure, split_figure
 from r2viz.figures.erf_captions import erf_provenance
 from r2viz.figures.field import draw_erf
@@ -21,9 +24,15 @@ from r2viz.figures.tradeoff import tradeoff
 from r2viz.figures.unit import draw_unit, unit_figure
 
 __all__ = [
+    "Case",
     "ScalePoint",
     "Stairs",
+    "StratumDifference",
+    "cases",
     "cka_figure",
+    "coverage_by_size",
+    "coverage_curves",
+    "difference_by_stratum",
     "draw_difference",
     "draw_erf",
     "draw_map",
@@ -44,6 +53,7 @@ __all__ = [
     "render",
     "scale_figure",
     "scale_provenance",
+    "scale_response",
     "spectrum_figure",
     "split_figure",
     "split_heatmap",

@@ -360,17 +360,7 @@ def draw_frame(ax: Axes, shown: np.ndarray, record: CamRecord, view: View | None
         ax.add_patch(
             Rectangle((x0, y0), x1 - x0, y1 - y0, fill=False, edgecolor=GREY, linewidth=0.4, linestyle=(0, (3, 2)))
         )
-    region = record.region
-    if region is not None and region.box is not None:
-        bx0, by0, bx1, by1 = region.box
-        for colour, line in (("black", 1.6), ("white", 0.8)):
-            ax.add_patch(Rectangle((bx0, by0), bx1 - bx0, by1 - by0, fill=False, edgecolor=colour, linewidth=line))
-    elif region is not None:
-        mask = resize(region.mask.astype(np.float32), shown.shape[:2])
-        rows, columns = np.linspace(0, height, mask.shape[0]), np.linspace(0, width, mask.shape[1])
-        if min(mask.shape) > 1:
-            for colour, line in (("black", 1.6), ("white", 0.8)):
-                ax.contour(columns, rows, mask, levels=[0.5], colors=colour, linewidths=line)
+    draw_region(ax, record, (shown.shape[0], shown.shape[1]))
     ax.set_xlim(0, width)
     ax.set_ylim(height, 0)
     ax.set_xticks([])
@@ -378,6 +368,22 @@ def draw_frame(ax: Axes, shown: np.ndarray, record: CamRecord, view: View | None
     for spine in ax.spines.values():
         spine.set_linewidth(0.4)
         spine.set_color(GREY)
+
+
+def draw_region(ax: Axes, record: CamRecord, size: tuple[int, int]) -> None:
+    """The object's outline in source coordinates, where the record knows it; a mask's drawn at `size` (h, w)."""
+    region = record.region
+    height, width = record.picture.rgb.shape[:2]
+    if region is not None and region.box is not None:
+        x0, y0, x1, y1 = region.box
+        for colour, line in (("black", 1.6), ("white", 0.8)):
+            ax.add_patch(Rectangle((x0, y0), x1 - x0, y1 - y0, fill=False, edgecolor=colour, linewidth=line))
+    elif region is not None:
+        mask = resize(region.mask.astype(np.float32), size)
+        rows, columns = np.linspace(0, height, mask.shape[0]), np.linspace(0, width, mask.shape[1])
+        if min(mask.shape) > 1:
+            for colour, line in (("black", 1.6), ("white", 0.8)):
+                ax.contour(columns, rows, mask, levels=[0.5], colors=colour, linewidths=line)
 
 
 def _short(title: str) -> str:
