@@ -211,53 +211,60 @@ def difference_by_stratum(
     """
     if not rows:
         raise OutputError("no difference was given; the plot needs at least one row", code="output.nothing")
-    groups = list(dict.fromkeys(row.group for row in rows))
-    each, space, head, under, left, right = 0.15, 0.19, 0.3, 0.42, 1.9, 1.75
-    places, at = [], 0.1
-    heads: dict[str, float] = {}
-    for group in groups:
-        heads[group] = at + space / 2
-        at += space
-        for row in rows:
-            if row.group == group:
-                places.append((row, at + each / 2))
-                at += each
-        at += 0.06
+    groups = {row.group: [one for one in rows if one.group == row.group] for row in rows}
+    each, space, head, under, left, right = 0.15, 0.2, 0.26, 0.42, 1.0, 1.75
+    tall = sum(space + each * len(members) for members in groups.values())
     levels = {row.found.level for row in rows}
     first, second = (one_line(name, 40) for name in networks)
     said = [
         f"Mean of {second} minus {first}, picture by picture, in points (hundredths), with "
         f"{' or '.join(f'{100 * level:g} %' for level in sorted(levels))} intervals; n pictures. Shaded: differences "
-        f"below {100 * margin:g} points, fixed beforehand as too small to matter. Full signs: intervals without 0."
+        f"below {100 * margin:g} points, fixed beforehand as too small to matter. Full "
+        "signs: intervals without 0, in the colour of the network that they favour."
     ]
     if any(not row.higher_is_better for row in rows):
         said.append("↓: lower is better, so a difference to the left favours the second network.")
     caption = wrapped(with_note(said, note), [], last, WIDTH)
-    drawing = sheet(WIDTH, 2 * MARGIN + head + at + under + LINE * len(caption) + 0.04)
-    ax = placed(drawing, left, MARGIN + head, WIDTH - left - right, at)
-    ax.set_ylim(at, 0)
-    _forest(ax, places, margin)
-    for group, y in heads.items():
-        lower = any(row.group == group and not row.higher_is_better for row in rows)
-        _beside(ax, 0, -(left - MARGIN) * 72, y, one_line(group, 46) + (" ↓" if lower else ""), "left", weight="bold")
-    for row, y in places:
-        _beside(ax, 0, -(left - MARGIN - 0.12) * 72, y, one_line(row.stratum, 40), "left")
-        _beside(ax, 1, 5, y, _points_of(row.found), "left")
-        _beside(ax, 1, right * 72 - 6, y, f"n = {row.found.n}", "right", colour=GREY)
-    ax.set_xlabel(f"← more {first}      points      more {second} →", fontsize=LETTERS, color=INK, labelpad=2)
-    titles(ax, f"{second} − {first}", least=WIDTH - left - right)
+    drawing = sheet(WIDTH, 2 * MARGIN + head + tall + under + LINE * len(caption) + 0.04)
+    drawing.text(
+        (left + (WIDTH - left - right) / 2) / WIDTH, 1 - 0.1 / drawing.get_size_inches()[1], f"{second} − {first}",
+        fontsize=8, fontweight="bold", color=INK, ha="center", va="top", **TEXT,
+    )  # fmt: skip
+    limit, top = _limit(rows, margin), MARGIN + head
+    for group, members in groups.items():
+        ax = placed(drawing, left, top + space, WIDTH - left - right, each * len(members))
+        ax.set_xlim(-limit, limit)
+        ax.set_ylim(len(members) - 0.5, -0.5)
+        _forest(ax, members, margin)
+        lower = any(not row.higher_is_better for row in members)
+        _beside(ax, 0, -(left - MARGIN) * 72, -0.95, one_line(group, 90) + (" ↓" if lower else ""), "left", bold=True)
+        for y, row in enumerate(members):
+            _beside(ax, 0, -(left - MARGIN - 0.12) * 72, y, one_line(row.stratum, 24), "left")
+            _beside(ax, 1, 5, y, _points_of(row.found), "left")
+            _beside(ax, 1, right * 72 - 6, y, f"n = {row.found.n}", "right", colour=GREY)
+        top += space + each * len(members)
+        ax.tick_params(labelbottom=group == list(groups)[-1])
+    ax.set_xlabel("points", fontsize=LETTERS, color=INK, labelpad=2)
+    for x, text, align in ((0, f"← higher for {first}", "left"), (1, f"higher for {second} →", "right")):
+        ax.annotate(
+            text, (x, 0), (0, -17), xycoords="axes fraction", textcoords="offset points", ha=align, va="center",
+            fontsize=6, color=INK, **TEXT,
+        )  # fmt: skip
     write(drawing, caption)
     return drawing
 
 
-def _forest(ax: Axes, places: Sequence[tuple[StratumDifference, float]], margin: float) -> None:
-    reach = [abs(value) for row, _ in places for value in (row.found.mean, row.found.low, row.found.high)]
-    limit = 108 * max([value for value in reach if math.isfinite(value)] + [1.5 * margin])
-    ax.set_xlim(-limit, limit)
-    ax.axvspan(-100 * margin, 100 * margin, color="#ececec", linewidth=0, zorder=0, label="margin")
+def _limit(rows: Sequence[StratumDifference], margin: float) -> float:
+    """Half the axis in points: room for every interval, and for the margin."""
+    reach = [abs(value) for row in rows for value in (row.found.mean, row.found.low, row.found.high)]
+    return 108 * max([value for value in reach if math.isfinite(value)] + [1.5 * margin])
+
+
+def _forest(ax: Axes, rows: Sequence[StratumDifference], margin: float) -> None:
+    ax.axvspan(-100 * margin, 100 * margin, color="#e6e6e6", linewidth=0, zorder=0, label="margin")
     ax.axvline(0, color=INK, linewidth=0.6, zorder=1, label="zero")
     colours = {True: NETWORK_COLOURS[1], False: NETWORK_COLOURS[0]}
-    for row, y in places:
+    for y, row in enumerate(rows):
         found = row.found
         if not math.isfinite(found.mean):
             continue
@@ -278,11 +285,11 @@ def _forest(ax: Axes, places: Sequence[tuple[StratumDifference, float]], margin:
 
 
 def _beside(
-    ax: Axes, x: float, right: float, y: float, text: str, align: str, *, colour: str = INK, weight: str = "normal"
+    ax: Axes, x: float, right: float, y: float, text: str, align: str, *, colour: str = INK, bold: bool = False
 ) -> None:
     ax.annotate(
         text, (x, y), (right, 0), xycoords=("axes fraction", "data"), textcoords="offset points", ha=align,
-        va="center", fontsize=6.2, color=colour, fontweight=weight, annotation_clip=False, **TEXT,
+        va="center", fontsize=6.2, color=colour, fontweight="bold" if bold else "normal", annotation_clip=False, **TEXT,
     )  # fmt: skip
 
 

@@ -124,13 +124,13 @@ def share_axis(ax: Axes, areas: np.ndarray) -> None:
 
 def value_axis(ax: Axes, measure: str) -> None:
     """A y axis of shares: per cent, or for gains points."""
-    unit = "" if is_gain(measure) else " %"
-    ax.yaxis.set_major_formatter(
-        FuncFormatter(
-            lambda value, _: f"{100 * value:+.0f}".replace("-", "−") if not unit else f"{100 * value:.0f}{unit}"
-        )
-    )
+    gain = is_gain(measure)
+    ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: _signed(value) if gain else f"{100 * value:.0f} %"))
     ax.set_ylabel("points" if is_gain(measure) else "", fontsize=LETTERS, color=INK, labelpad=1)
+
+
+def _signed(value: float) -> str:
+    return f"{100 * value:+.0f}".replace("-", "−") if round(100 * value) else "0"
 
 
 def network_handles(looks: Sequence[Look], *, line: bool = True) -> tuple[list[Line2D], list[str]]:

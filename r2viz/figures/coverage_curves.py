@@ -180,7 +180,7 @@ def coverage_curves(survey: Survey, *, method: str | None = None, subset: str = 
             code="output.nothing",
         )
     left, gap, head, tall, under, foot = 0.42, 0.34, 0.36, 1.8, 0.36, 0.2
-    wide = (WIDTH - left - MARGIN - 2 * gap) / 3
+    wide = (WIDTH - left - 2 * MARGIN - 2 * gap) / 3
     said = made_of(survey, looks)
     if subset:
         said.append(f"Only {subset}.")
