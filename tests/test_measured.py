@@ -277,6 +277,16 @@ def test_layers_splits_and_units_share_a_pass_and_equal_single_ones(net: Net) ->
     assert close(together[0].map, together[2].map)  # the same activation, by another name
 
 
+def test_shapes_are_asked_for_once_for_each_form_of_input() -> None:
+    network = plain(nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(4, 4, 3, stride=2, padding=1))
+    passes: list[str] = []
+    network[1].register_forward_pre_hook(lambda _module, args: passes.append(args[0].device.type))
+    sizes = [(16, 16), (16, 16), (24, 32), (16, 16)]
+    found = [measure(network, batch(2, size), layers="1")[0] for size in sizes]
+    assert passes.count("meta") == 2 and passes.count("cpu") == len(sizes)
+    assert [erf.unit for erf in found] == [(4, 4), (4, 4), (6, 8), (4, 4)]
+
+
 def test_what_comes_after_the_last_tap_is_not_computed(net: Net) -> None:
     module = net("resnet")
     seen = []

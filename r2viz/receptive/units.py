@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -14,7 +15,7 @@ from torch.func import functional_call
 from torch.overrides import TorchFunctionMode
 
 from r2viz.errors import ModelError, R2VizError, TapError, one_line
-from r2viz.graph import trace
+from r2viz.graph import Trace, trace
 from r2viz.receptive.theory import Field, Grid, Pair
 from r2viz.receptive.trace import fields
 from r2viz.taps import Point, device_of, tap
@@ -22,6 +23,10 @@ from r2viz.taps import Point, device_of, tap
 Unit = tuple[int, int] | Literal["centre"]
 Window = tuple[int, int, int, int]
 """(y0, x0, y1, x1) of the input, the last ones exclusive."""
+Shapes = dict[str, tuple[int, int]]
+
+# By what was traced, which is new when the network gets other parts.
+_shapes: weakref.WeakKeyDictionary[Trace, dict[tuple[object, ...], Shapes]] = weakref.WeakKeyDictionary()
 
 
 @dataclass(frozen=True, eq=False)
@@ -219,8 +224,17 @@ class _Skipped(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
-def shapes_at(module: nn.Module, example: Tensor, layers: Sequence[str]) -> dict[str, tuple[int, int]]:
-    """(h, w) of every feature map, without computing it; the pass runs to its end, so that taps are checked."""
+def shapes_at(module: nn.Module, example: Tensor, layers: Sequence[str]) -> Shapes:
+    """(h, w) of every feature map, without computing it; once for each form of input."""
+    known = _shapes.setdefault(trace(module), {})
+    key = (*example.shape, *layers)
+    if key not in known:
+        known[key] = _passed(module, example, layers)
+    return known[key]
+
+
+def _passed(module: nn.Module, example: Tensor, layers: Sequence[str]) -> Shapes:
+    """The same by a pass that runs to its end, so that taps are checked."""
     state: dict[str, Tensor] = {**dict(module.named_parameters()), **dict(module.named_buffers())}
     bare = {key: torch.empty_like(tensor, device="meta") for key, tensor in state.items()}
     shape = tuple(example.shape)
