@@ -130,24 +130,34 @@ def _pictures(name: str) -> list[Line]:
 
 
 def _large(name: str) -> list[Line]:
-    """4 pictures of 1024 pixels, of which the unit's exact field is computed."""
+    """4 pictures of 1024 pixels, of which the unit's exact field is computed.
+
+    Maps are compared in double precision: in single precision some ReLUs whose input is all but zero switch, and the
+    loop's own map is further from its double one than ours is, as the note says.
+    """
     from benchmarks.peers import plain_erf
 
     model, size, count = _model(name), 1024, 4
     module, plain, batch = model.module, _as_built(model.module), _noise(count, size)
-    found = measure(module, batch, protocol="replknet")[0]
-    theirs = plain_erf(plain, batch, "layer4")
     sides: dict[str, Callable[[], object]] = {
         "ours": lambda: measure(module, batch, protocol="replknet"),
         "loop": lambda: plain_erf(plain, batch, "layer4"),
     }
     seconds = rounds(sides, 5)
+    one = batch[:1]
+    found = measure(module, one, protocol="replknet")[0]
+    exact = plain_erf(copy.deepcopy(plain).double(), one.double(), "layer4")
+    double = measure(copy.deepcopy(module).double(), one.double(), protocol="replknet")[0].map
+    ours, loop = _apart(found.map, exact), _apart(plain_erf(plain, one, "layer4"), exact)
     what = f"{model.title}: ERF of layer4's centre, {count} pictures of {size} px: plain loop"
     y0, x0, y1, x1 = found.computed_on
     note = f"5 pairs, since the peer is slow; ours computes {y1 - y0} x {x1 - x0} px of each"
+    apart = f"one picture; in single precision ours is {ours:.1e} from the double map, the loop {loop:.1e}"
     return [
         speed_line(what, seconds["ours"], seconds["loop"], at_least=4, note=note),
-        absolute_line(f"{what}: largest difference / largest value", [_apart(found.map, theirs)], "", at_most=1e-5),
+        absolute_line(
+            f"{what}: difference / largest value, double", [_apart(double, exact)], "", at_most=1e-5, note=apart
+        ),
     ]
 
 
