@@ -69,6 +69,10 @@ class Survey:
         seconds: not part of the result: how long each part took, by name.
         failures: pictures that could not be measured.
         settings: options that departed from their defaults.
+        objects: whom the pictures show: the same in scenes that are composed of one object; empty where every picture
+            shows another.
+        pixels: the object's area in pixels of the picture as it is kept, `(N,)`; None where it was not counted.
+        chosen: the share of the picture that a composed scene was made to show, `(N,)`, NaN for others; None for none.
     """
 
     dataset: str
@@ -85,6 +89,9 @@ class Survey:
     device: str
     settings: Mapping[str, Any] = field(default_factory=dict)
     seconds: Mapping[str, float] = field(default_factory=dict)
+    objects: tuple[str, ...] = ()
+    pixels: np.ndarray | None = None
+    chosen: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.names)
@@ -114,6 +121,11 @@ class Survey:
         """Those that a single picture has a value of."""
         return tuple(self.gaussian.values)
 
+    @property
+    def pooled(self) -> tuple[str, ...]:
+        """The measures that only the pictures together have a value of."""
+        return tuple(name for name, row in MEASURES.items() if row.of == "data set" and self._can(name))
+
     def look(self, model: int | str, method: str | None = None) -> Look:
         """A network's look by its name or number, by one method or the first.
 
@@ -141,6 +153,9 @@ class Survey:
             gaussian=self.gaussian.take(which),
             labels=tuple(self.labels[place] for place in places),
             items=tuple(self.items[place] for place in places),
+            objects=tuple(self.objects[place] for place in places) if self.objects else (),
+            pixels=None if self.pixels is None else self.pixels[which],
+            chosen=None if self.chosen is None else self.chosen[which],
         )
 
     def both_right(self) -> np.ndarray:
@@ -178,7 +193,6 @@ class Survey:
         """One line for each network and method (and the centre-Gaussian): every measure over the whole data set."""
         import pandas as pd
 
-        whole = [name for name, row in MEASURES.items() if row.of == "data set" and self._can(name)]
         lines = []
         for look in (*self.looks, None):
             rows = self.gaussian if look is None else look.rows
@@ -190,7 +204,7 @@ class Survey:
                 "top-1": np.nan if rows.correct is None else float(rows.correct.mean()),
             }
             line |= {name: float(data_set_value(name, rows)) for name in self.measures}
-            line |= {name: self._pooled(name, rows) for name in whole}
+            line |= {name: self._pooled(name, rows) for name in self.pooled}
             lines.append(line)
         return pd.DataFrame(lines)
 

@@ -15,7 +15,7 @@ from typing import Any, NoReturn
 
 import click
 
-from r2viz.cli import app, cam, erf, methods, models, plot, report, rf, splits, tables, train, weights
+from r2viz.cli import app, cam, coverage, erf, methods, models, plot, report, rf, splits, tables, train, weights
 from r2viz.cli.codes import DONE, FAILED, INTERRUPTED, USAGE
 from r2viz.errors import BadTarget, R2VizError, UnknownName
 from r2viz.version import __version__
@@ -27,7 +27,7 @@ def cli() -> None:
     """See and test what Res2Net looks at that ResNet does not."""
 
 
-for room in (cam, plot, methods, rf, erf, splits, models, weights, tables, report, train, app):
+for room in (cam, plot, methods, coverage, rf, erf, splits, models, weights, tables, report, train, app):
     cli.add_command(room.command)
 
 

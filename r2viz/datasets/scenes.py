@@ -64,6 +64,11 @@ class Scene:
     size: tuple[int, int]
 
     @property
+    def object(self) -> str:
+        """The picture that the object was cut out of."""
+        return self.cutout.name
+
+    @property
     def label(self) -> str | None:
         """The object's class."""
         return self.cutout.label

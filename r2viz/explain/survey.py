@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from time import perf_counter
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -15,6 +15,8 @@ from r2viz.attribution.targets import policies
 from r2viz.coverage import MEASURES, Row, baseline, measure, measures_for, stack
 from r2viz.coverage.boxes import THRESHOLDS, PixelBox
 from r2viz.datasets import DataSet, Located
+from r2viz.datasets.located import Opens
+from r2viz.datasets.scenes import Scene
 from r2viz.errors import BadData, BadRegion, BadTarget, R2VizError, UnknownName, nearest
 from r2viz.explain.assemble import Prepared, versions
 from r2viz.explain.batch import run
@@ -83,6 +85,16 @@ def survey(
     return _survey(dataset, models, asked, request, target, found, thresholds)
 
 
+class _Kept(NamedTuple):
+    """What is kept of a picture, beside its rows."""
+
+    label: str
+    item: str
+    object: str
+    pixels: int
+    chosen: float
+
+
 class _Found:
     """What has been measured so far."""
 
@@ -91,7 +103,7 @@ class _Found:
         self.probability: list[list[float]] = [[] for _ in range(looks)]
         self.about: list[CamRecord] = []
         self.gaussian: list[Row] = []
-        self.kept: list[tuple[str, str, str]] = []
+        self.kept: list[_Kept] = []
         self.failures: list[Failure] = []
         self.seconds = {"opening": 0.0, "maps": 0.0, "measuring": 0.0}
 
@@ -99,7 +111,7 @@ class _Found:
         self.failures.append(Failure(name, error.code, str(error)))
 
 
-Opened = tuple[Located, Prepared, str]
+Opened = tuple[Located, Prepared, Opens]
 
 
 def _opened(
@@ -123,7 +135,7 @@ def _opened(
             continue
         finally:
             found.seconds["opening"] += perf_counter() - begun
-        yield located, ready, getattr(entry, "item", located.name)
+        yield located, ready, entry
 
 
 def _prepared(located: Located, models: Sequence[Model], known: Sequence[dict[str, int]], target: str) -> Prepared:
@@ -166,7 +178,7 @@ def _look(
     answers = run([ready for _, ready, _ in group], models, asked, request, silent)
     found.seconds["maps"] += perf_counter() - begun
     begun = perf_counter()
-    for (located, ready, item), records in zip(group, answers, strict=True):
+    for (located, ready, entry), records in zip(group, answers, strict=True):
         errors = [record for record in records if isinstance(record, R2VizError)]
         if errors:
             found.fail(located.name, errors[0])
@@ -186,10 +198,21 @@ def _look(
             found.rows[place].append(row)
             found.probability[place].append(probability)
         found.gaussian.append(knowing_nothing)
-        found.kept.append((located.name, located.label or "", item))
+        found.kept.append(_kept(located, entry))
         if not found.about:
             found.about = [record for record in records if isinstance(record, CamRecord)]
     found.seconds["measuring"] += perf_counter() - begun
+
+
+def _kept(located: Located, entry: Opens) -> _Kept:
+    scene = entry if isinstance(entry, Scene) else None
+    return _Kept(
+        located.label or "",
+        located.name if scene is None else scene.item,
+        located.name if scene is None else scene.object,
+        int(located.region.mask.sum()),
+        math.nan if scene is None else scene.share,
+    )
 
 
 def _measured(
@@ -282,11 +305,14 @@ def _survey(
         registration=request.registration,
         looks=tuple(looks),
         gaussian=stack(found.gaussian),
-        labels=tuple(label for _, label, _ in found.kept),
-        items=tuple(item for _, _, item in found.kept),
+        labels=tuple(one.label for one in found.kept),
+        items=tuple(one.item for one in found.kept),
         failures=tuple(found.failures),
         versions=versions(),
         device=str(device_of(models[0].module)),
         settings={**request.settings, **({"thresholds": thresholds} if thresholds != THRESHOLDS else {})},
         seconds=dict(found.seconds),
+        objects=tuple(one.object for one in found.kept),
+        pixels=np.array([one.pixels for one in found.kept]),
+        chosen=np.array([one.chosen for one in found.kept]),
     )
