@@ -283,7 +283,8 @@ def test_shapes_are_asked_for_once_for_each_form_of_input() -> None:
     network[1].register_forward_pre_hook(lambda _module, args: passes.append(args[0].device.type))
     sizes = [(16, 16), (16, 16), (24, 32), (16, 16)]
     found = [measure(network, batch(2, size), layers="1")[0] for size in sizes]
-    assert passes.count("meta") == 2 and passes.count("cpu") == len(sizes)
+    assert passes.count("meta") == 2
+    assert passes.count("cpu") == len(sizes)
     assert [erf.unit for erf in found] == [(4, 4), (4, 4), (6, 8), (4, 4)]
 
 
