@@ -18,6 +18,7 @@ from torch import Tensor
 
 from benchmarks.harness import Line, main, ratio_line, rounds
 from r2viz.models.model import load
+from r2viz.partition.causal import ablate
 from r2viz.partition.measure import Measured, families, measure
 from r2viz.partition.places import blocks
 
@@ -67,6 +68,25 @@ def _times(name: str) -> list[Line]:
     return lines
 
 
+def _causal(name: str) -> list[Line]:
+    """All splits of `layer4` put to zero in turn, the pass without a change included; each round is one batch."""
+    model = load(name, weights="random")
+    module, batch = model.module, next(_batches(BATCH))
+    places = blocks(module, name=name, layers=["layer4"], permuted=False)
+
+    def bare() -> None:
+        with torch.inference_mode():
+            module(batch)
+
+    seconds = rounds(
+        {"ours": lambda: ablate(module, batch, places=places, interventions=["zero"]), "bare": bare}, 3 if QUICK else 9
+    )
+    splits = sum(len(block.parts) for block in places)
+    both = np.stack([seconds["ours"], seconds["bare"]], axis=1)
+    work = f"{model.title}: all {splits} splits of layer4 ablated, batch {BATCH} / bare forward"
+    return [ratio_line(work, both, at_most=2.0, note="with the base pass, cutting and folding")]
+
+
 def _memory(name: str) -> list[Line]:
     """Peaks of processes of their own, above the loaded network."""
     found = np.array([[_peak(name, count) for count in (MANY, FEW)]])
@@ -97,6 +117,7 @@ def _alone(name: str, count: int) -> float:
 PARTS: dict[str, Callable[[], list[Line]]] = {}
 for _name in NETWORKS:
     PARTS |= {f"time {_name}": partial(_times, _name), f"memory {_name}": partial(_memory, _name)}
+PARTS["causal"] = partial(_causal, NETWORKS[0])
 
 if __name__ == "__main__":
     if sys.argv[1:2] == ["--peak"]:

@@ -1,8 +1,8 @@
 """A block opened: what goes into it, what its splits are changed to, and what follows from there.
 
-In graph terms a block is cut at two places. The front runs once per batch, from the block's own input to what goes
-into `conv3` (and the shortcut); everything behind `conv3` runs once per change. In between, the few convolutions that
-a change reaches are written out below, after equation 1 of the paper (arXiv 1904.01169) in code order.
+What every change shares is looked at while the network runs on a batch as it is: what goes into the block, all x_i, and
+what goes into `conv3`. Of a change, the few convolutions that it reaches are written out below, after equation 1 of
+the paper (arXiv 1904.01169) in code order; everything from `conv3` on is the network's own graph, cut there.
 """
 
 from __future__ import annotations
@@ -22,9 +22,10 @@ from r2viz.folding import folded
 from r2viz.graph import trace
 from r2viz.partition.places import Block
 from r2viz.split_records import PERMUTED
-from r2viz.taps import tap
 
-# Larger weights belong to small feature maps, where folding gains nothing and its copies cost most of the memory.
+# Folding copies weights. Above so many bytes only those of large feature maps are folded, where it gains most: in the
+# 50-layer networks, convolutions of at most so many weights.
+_COPIES = 2**28
 _LARGEST_FOLDED = 300_000
 
 
@@ -69,9 +70,9 @@ class Opened:
     """A block that can be entered and left; see `opened`.
 
     Attributes:
-        front: from the block's own input, or where more is needed than that (`whole`) from the pictures, to what
-            comes out of `bn1`, what goes into `conv3`, and what else crosses. None: the network cannot be followed.
-        tail: what goes into `conv3` and what else crosses -> the network's output.
+        front: from the block's own input, or where more is needed than that (`whole`) from the pictures, to what else
+            the tail needs besides `conv3`'s input: the shortcut. None: the network cannot be followed.
+        tail: what goes into `conv3` and what `front` gives -> the network's output.
     """
 
     module: nn.Module
@@ -80,27 +81,31 @@ class Opened:
     tail: Callable[..., Tensor] | None
     whole: bool
 
-    def enter(self, batch: Tensor, given: Tensor | None) -> Entry:
-        """What the batch brings; `given` is what went into the block, None for `whole` ones.
+    @property
+    def taps(self) -> list[str]:
+        """What `enter` wants to know of the forward pass."""
+        taps = [f"{self.block.conv3}_in"]
+        if self.block.cascaded:
+            taps.append(f"{self.block.path}.bn1")
+        if not self.whole:
+            taps.append(f"{self.block.path}.conv1_in")
+        return taps
+
+    def enter(self, batch: Tensor, taken: dict[str, Tensor]) -> Entry:
+        """What the batch brings; uses up what was `taken` at the taps.
 
         Raises:
             ModelError: the block does not compute what a Res2Net block computes.
         """
-        path = self.block.path
-        if self.front is None:
-            names = [f"{path}.bn1", f"{self.block.conv3}_in"]
-            with tap(self.module, names) as taken:
-                self.module(batch)
-            first, into, crossing = taken[names[0]], taken[names[1]], ()
-        else:
-            first, into, *rest = self.front(batch if self.whole else given)
-            crossing = (into, *rest)
-            if not all(isinstance(it, Tensor) and len(it) == len(batch) for it in rest):
-                crossing = ()  # a size, say, which other numbers of pictures would not have
+        into, *others = (taken.pop(name) for name in self.taps)
+        crossing: tuple[Tensor, ...] = ()
+        if self.front is not None:
+            rest = self.front(batch if self.whole else others[-1])
+            if all(isinstance(it, Tensor) and len(it) == len(batch) for it in rest):
+                crossing = (into, *rest)  # not a size, say, which other numbers of pictures would not have
         if not self.block.cascaded:
             return Entry(into, None, crossing)
-        part = self.module.get_submodule(path)
-        groups = part.relu(first.clone())  # type: ignore[operator]
+        groups = self.module.get_submodule(self.block.path).relu(others[0])  # type: ignore[operator]
         entry = Entry(into, groups, crossing)
         self._check(entry)
         return entry
@@ -168,8 +173,14 @@ def order(tap: str, width: int, seed: int) -> Tensor:
     return torch.from_numpy(np.random.default_rng([seed, *tap.encode()]).permutation(width))
 
 
-def opened(module: nn.Module, block: Block, *, layer: str | None = None) -> Opened:
-    """`block` of `module`, opened; with `layer`, its tail also explains itself there (see `_Explained`).
+def opened(module: nn.Module, block: Block, *, of: int = 1, layer: str | None = None) -> Opened:
+    """`block` of `module`, opened.
+
+    Args:
+        module: the network.
+        block: one of its blocks.
+        of: how many blocks will be open at once, and share the memory for folded weights.
+        layer: where the tail also explains itself, see `_Explained`.
 
     Raises:
         ModelError: with `layer`, a network that `torch.fx` cannot follow, or a layer that the block does not lead to.
@@ -177,8 +188,7 @@ def opened(module: nn.Module, block: Block, *, layer: str | None = None) -> Open
     traced = trace(module)
     path = block.path
     entered, into = traced.inputs.get(f"{path}.conv1"), traced.inputs.get(block.conv3)
-    first = traced.outputs.get(f"{path}.bn1", into)
-    if traced.graph is None or not traced.whole or entered is None or into is None or first is None:
+    if traced.graph is None or not traced.whole or entered is None or into is None:
         if layer is not None:
             raise ModelError(
                 f"torch.fx cannot follow {type(module).__name__}, so maps after a change cannot be made; leave them out"
@@ -187,16 +197,16 @@ def opened(module: nn.Module, block: Block, *, layer: str | None = None) -> Open
     *_, end = traced.graph.nodes
     (begin,) = (node for node in traced.graph.nodes if node.op == "placeholder" and node.users)
     rest = _crossing(traced.graph, into)
-    wanted = [first, into, *rest]
-    front = _between(module, traced.graph, [entered], wanted)
+    front = _between(module, traced.graph, [entered], rest)
     whole = front is None
     if front is None:
-        front = _between(module, traced.graph, [begin], wanted)
+        front = _between(module, traced.graph, [begin], rest)
     given, out = [into, *rest], end.all_input_nodes
     if layer is None:
         tail = _between(module, traced.graph, given, out)
         assert tail is not None
-        faster = folded(tail, tail.graph, largest=_LARGEST_FOLDED)
+        copies = of * sum(weight.nbytes for weight in tail.parameters())
+        faster = folded(tail, tail.graph, largest=None if copies <= _COPIES else _LARGEST_FOLDED)
         return Opened(module, block, front, _Single(faster or tail), whole)
     tapped = traced.outputs.get(layer)
     lower = upper = None
