@@ -13,9 +13,12 @@ from torch import Tensor, fx, nn
 
 _ADDITIONS = (operator.add, operator.iadd, torch.add)
 _RELUS = (F.relu, F.relu_, torch.relu, torch.relu_)
+_OPERATORS = ("_convolution_pointwise", "_convolution_pointwise_", "_reorder_convolution_weight")
 
 
-def folded(root: nn.Module, graph: fx.Graph, *, largest: int | None = None) -> fx.GraphModule | None:
+def folded(
+    root: nn.Module, graph: fx.Graph, *, largest: int | None = None, slope: bool = False
+) -> fx.GraphModule | None:
     """`graph`, whose modules are `root`'s, with convolution, normalisation, addition and ReLU as one step.
 
     The same numbers up to rounding, in evaluation mode, from weights as they are now: they are copied. None where
@@ -26,6 +29,7 @@ def folded(root: nn.Module, graph: fx.Graph, *, largest: int | None = None) -> f
         root: whose modules and tensors the graph names.
         graph: the operations.
         largest: convolutions of more weights than this stay as they are.
+        slope: whether what is folded will be differentiated.
     """
     chains = _chains(root, graph, largest)
     if not chains or any(part._forward_hooks or part._forward_pre_hooks for part in root.modules()):
@@ -40,7 +44,8 @@ def folded(root: nn.Module, graph: fx.Graph, *, largest: int | None = None) -> f
         if node in begun:
             chain = begun[node]
             name = f"folded{len(parts)}"
-            parts[name] = Folded(chain.conv, chain.norm, relu=chain.relu, over=_spent(chain, ends, vanished, twin))
+            over = not slope and _spent(chain, ends, vanished, twin)
+            parts[name] = Folded(chain.conv, chain.norm, relu=chain.relu, over=over, slope=slope)
             made = copy.call_module(name, tuple(twin[source] for source in chain.sources))
             twin.update(dict.fromkeys(chain.nodes, made))
         elif node not in vanished:
@@ -57,14 +62,18 @@ def folded(root: nn.Module, graph: fx.Graph, *, largest: int | None = None) -> f
 class Folded(nn.Module):
     """A convolution with the normalisation after it, an addition and a ReLU where they follow: `(x[, other]) -> y`.
 
-    On CPUs oneDNN does it in one pass over the memory, by the operators that `torch.compile` freezes networks to. What
-    is added may be written `over` where nobody reads it again.
+    On CPUs oneDNN does it in one pass over the memory, by the operators that `torch.compile` freezes networks to, and
+    so the way back: what is given can be differentiated, twice if need be. What is added may be written `over` where
+    nobody reads it again. Without a `slope` to come, weights lie in oneDNN's own order, in which one picture takes a
+    fifth less time: else every call puts them into it.
     """
 
     weight: Tensor
     bias: Tensor
 
-    def __init__(self, conv: nn.Conv2d, norm: nn.BatchNorm2d, *, relu: bool, over: bool = False) -> None:
+    def __init__(
+        self, conv: nn.Conv2d, norm: nn.BatchNorm2d, *, relu: bool, over: bool = False, slope: bool = False
+    ) -> None:
         super().__init__()
         assert norm.running_mean is not None
         assert norm.running_var is not None
@@ -77,35 +86,113 @@ class Folded(nn.Module):
         if norm.bias is not None:
             bias = bias + norm.bias.double()
         # Multiplying keeps the memory order that the weights have.
-        self.register_buffer("weight", conv.weight.detach() * scale.to(conv.weight.dtype)[:, None, None, None])
-        self.register_buffer("bias", bias.detach().to(conv.weight.dtype))
-        self.stride, self.padding, self.dilation = list(conv.stride), list(conv.padding), list(conv.dilation)
+        weight = conv.weight.detach() * scale.to(conv.weight.dtype)[:, None, None, None]
+        self.stride, self.dilation = list(conv.stride), list(conv.dilation)
+        self.padding = [int(it) for it in conv.padding]
         self.groups = conv.groups
         self.relu = relu
         self.over = over
         self.fused = (
-            self.weight.device.type == "cpu"
-            and self.weight.dtype == torch.float32
+            weight.device.type == "cpu"
+            and weight.dtype == torch.float32
             and torch.backends.mkldnn.is_available()
-            and hasattr(torch.ops.mkldnn, "_convolution_pointwise")
-            and hasattr(torch.ops.mkldnn, "_convolution_pointwise_")
+            and all(hasattr(torch.ops.mkldnn, name) for name in _OPERATORS)
         )
+        self.packed = self.fused and not slope
+        if self.packed:
+            how = self.padding, self.stride, self.dilation, self.groups
+            weight = torch.ops.mkldnn._reorder_convolution_weight(weight, *how)
+        self.register_buffer("weight", weight)
+        self.register_buffer("bias", bias.detach().to(conv.weight.dtype))
+        self._turned: Tensor | None = None
 
     def forward(self, x: Tensor, other: Tensor | None = None) -> Tensor:
-        weight, bias, groups = self.weight, self.bias, self.groups
-        stride, padding, dilation = self.stride, self.padding, self.dilation
-        if self.fused and other is None:
-            ops, after = torch.ops.mkldnn, "relu" if self.relu else "none"
-            return ops._convolution_pointwise(x, weight, bias, padding, stride, dilation, groups, after, [], "")
-        if self.fused and other is not None and self.over and _alike(x, other):
-            ops, last = torch.ops.mkldnn, "relu" if self.relu else None
+        if not self.fused:
+            weight, bias, groups = self.weight, self.bias, self.groups
+            out = F.conv2d(x, weight, bias, self.stride, self.padding, self.dilation, groups)
+            return self._after(out, other)
+        if (
+            not self.packed
+            and torch.is_grad_enabled()
+            and (x.requires_grad or (other is not None and other.requires_grad))
+        ):
+            return _Differentiable.apply(x, other, self)
+        return self.fast(x, other)
+
+    def fast(self, x: Tensor, other: Tensor | None = None) -> Tensor:
+        """By oneDNN's operators, which know no gradient."""
+        ops, how = torch.ops.mkldnn, (self.padding, self.stride, self.dilation, self.groups)
+        last = "relu" if self.relu else None
+        if other is None:
+            return ops._convolution_pointwise(x, self.weight, self.bias, *how, last or "none", [], "")
+        if not _alike(x, other) or other.shape != self._shape(x):
+            return self._after(ops._convolution_pointwise(x, self.weight, self.bias, *how, "none", [], ""), other)
+        if self.over:
             return ops._convolution_pointwise_.binary(
-                other, x, weight, bias, padding, stride, dilation, groups, "add", 1.0, last, [], None
+                other, x, self.weight, self.bias, *how, "add", 1.0, last, [], None
             )
-        out = F.conv2d(x, weight, bias, stride, padding, dilation, groups)  # type: ignore[arg-type]
+        return ops._convolution_pointwise.binary(x, other, self.weight, self.bias, *how, "add", 1.0, last, [], None)
+
+    def _after(self, out: Tensor, other: Tensor | None) -> Tensor:
         if other is not None:
-            out += other
+            fits = torch.broadcast_shapes(out.shape, other.shape) == out.shape
+            out = out.add_(other) if fits else out + other
         return out.relu_() if self.relu else out
+
+    def _shape(self, x: Tensor) -> tuple[int, ...]:
+        how = zip(x.shape[2:], self.weight.shape[2:], self.stride, self.padding, self.dilation, strict=True)
+        size = [(wide + 2 * padding - far * (width - 1) - 1) // step + 1 for wide, width, step, padding, far in how]
+        return (len(x), len(self.bias), *size)
+
+    def turned(self) -> Tensor | None:
+        """The weights of the convolution that takes the output's gradient to the input's, None where there is none."""
+        if self.groups > 1 or self.stride != [1, 1] or any(it < 0 for it in self._turned_padding()):
+            return None
+        if self._turned is None:
+            weight = self.weight.flip(2, 3).transpose(0, 1).contiguous(memory_format=torch.channels_last)
+            how = self._turned_padding(), self.stride, self.dilation, 1
+            self._turned = torch.ops.mkldnn._reorder_convolution_weight(weight, *how)
+        return self._turned
+
+    def _turned_padding(self) -> list[int]:
+        size = zip(self.weight.shape[2:], self.dilation, self.padding, strict=True)
+        return [far * (width - 1) - padding for width, far, padding in size]
+
+    def back(self, slope: Tensor, x: Tensor) -> Tensor:
+        """The gradient by `x`, of that by the convolution's output; itself differentiable where gradients are on."""
+        turned = None if torch.is_grad_enabled() else self.turned()
+        if turned is not None:
+            ops, how = torch.ops.mkldnn, (self._turned_padding(), self.stride, self.dilation, 1)
+            return ops._convolution_pointwise(_in_order_of(x, slope), turned, None, *how, "none", [], "")
+        size, only = (self.stride, self.padding, self.dilation), [True, False, False]
+        return torch.ops.aten.convolution_backward(
+            slope, x, self.weight, None, *size, False, [0, 0], self.groups, only
+        )[0]
+
+
+class _Differentiable(torch.autograd.Function):
+    """A `Folded` step whose gradient is made the same way: ReLU's mask, then one convolution."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, other: Tensor | None, step: Folded) -> Tensor:
+        out = step.fast(x, other)
+        ctx.step = step
+        ctx.save_for_backward(x, out if step.relu else None)
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, *slopes: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+        (slope,), (x, out) = slopes, ctx.saved_tensors
+        if out is not None:
+            slope = torch.ops.aten.threshold_backward(slope, out, 0)
+        wanted = ctx.needs_input_grad
+        return ctx.step.back(slope, x) if wanted[0] else None, slope if wanted[1] else None, None
+
+
+def _in_order_of(x: Tensor, slope: Tensor) -> Tensor:
+    """`slope` in the memory order of `x`: what comes from a mean is one number, repeated."""
+    last = x.is_contiguous(memory_format=torch.channels_last)
+    return slope.contiguous(memory_format=torch.channels_last if last else torch.contiguous_format)
 
 
 def _alike(x: Tensor, other: Tensor) -> bool:

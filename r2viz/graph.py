@@ -82,6 +82,8 @@ def trace(module: nn.Module) -> Trace:
             with contextlib.suppress(Exception):
                 tracer.trace(module)
                 whole = True
+            # What it drew refers to the tracer in a circle, which would keep the network alive.
+            vars(tracer).pop("root", None)
             _cache[module] = Trace(getattr(tracer, "graph", None), tracer.inputs, tracer.outputs, whole, parts)
         return _cache[module]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -423,12 +424,56 @@ class Odd(nn.Module):
         return self.act(self.free(f)).mean(dim=(2, 3))
 
 
-def test_odd_additions_are_kept() -> None:
-    module = perturb(Odd()).eval()
+@pytest.mark.parametrize("memory", [torch.contiguous_format, torch.channels_last])
+def test_odd_additions_are_kept(memory: torch.memory_format) -> None:
+    module = perturb(Odd()).eval().to(memory_format=memory)
     graph = trace(module).graph
     assert graph is not None
     with frozen(module), torch.no_grad():
         found = folded(module, graph)
         assert found is not None
-        batch = noise(2, 9)
+        batch = noise(2, 9).to(memory_format=memory)
         torch.testing.assert_close(found(batch), module(batch), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("memory", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize(
+    "how",
+    [
+        {"kernel_size": 1},
+        {"kernel_size": 3, "padding": 1},
+        {"kernel_size": (3, 1), "padding": (0, 1)},
+        {"kernel_size": 3, "padding": 2, "dilation": 2},
+        {"kernel_size": 3, "padding": 1, "stride": 2},
+        {"kernel_size": 1, "padding": 2},
+        {"kernel_size": 3, "padding": 1, "groups": 4},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize(("added", "relu"), [(False, False), (False, True), (True, True)])
+def test_gradients_of_a_folded_step(how: dict[str, Any], added: bool, relu: bool, memory: torch.memory_format) -> None:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        conv, norm = nn.Conv2d(8, 12, **how), perturb(nn.BatchNorm2d(12))
+        x = torch.randn(2, 8, 7, 6)
+        with torch.no_grad():
+            other = torch.randn_like(conv(x))
+    conv, norm = (part.eval().requires_grad_(False).to(memory_format=memory) for part in (conv, norm))
+    step = Folded(conv, norm, relu=relu, slope=True)
+
+    def both(double: bool) -> list[Tensor]:
+        given = [it.to(memory_format=memory).requires_grad_() for it in ((x, other) if added else (x,))]
+        if double:
+            given = [it.detach().double().requires_grad_() for it in given]
+            out = copy.deepcopy(norm).double()(copy.deepcopy(conv).double()(given[0]))
+            out = out + given[1] if added else out
+            out = out.relu() if relu else out
+        else:
+            out = step(*given)
+        first = torch.autograd.grad(out.mean(), given, retain_graph=True)  # its gradient is one number, repeated
+        total = torch.autograd.grad(out.square().sum(), given, create_graph=True)
+        (second,) = torch.autograd.grad(total[0].square().sum(), given[0])
+        return [out.detach(), *first, *(it.detach() for it in total), second]
+
+    for found, exact in zip(both(False), both(True), strict=True):
+        torch.testing.assert_close(found.double(), exact, rtol=1e-4, atol=1e-5 * float(exact.abs().max()))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import warnings
+import weakref
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -162,7 +163,9 @@ def test_plans_are_kept_for_a_few_sets_of_taps_and_go_with_the_network(net: Call
     for layers in (["layer1"], ["layer2"], ["layer3"], ["layer4"], LAYERS, ["layer4"]):
         light(module, noise(), layers)
     assert len(plan._plans[module]) == plan._PLANS
+    gone = weakref.ref(module)
     del module
+    assert gone() is None  # at once, without waiting for the garbage collector
     assert len(plan._plans) <= before
 
 
@@ -267,7 +270,11 @@ def test_in_float32_a_piece_at_a_time_changes_nothing_but_rounding(
             assert torch.equal(found.logits, again.logits)  # nothing of the first was written over
             assert apart(found.logits.detach(), plain.logits.detach()) < 1e-5
             assert apart(found.activations[layer].detach(), plain.activations[layer].detach()) < 1e-5
-            assert apart(found.logits.softmax(1).detach(), plain.logits.softmax(1).detach()) < 1e-5
+            # Probabilities move by half of what logits do, at most.
+            far = (found.logits - plain.logits).detach().abs().max()
+            moved = (found.logits.softmax(1) - plain.logits.softmax(1)).detach().abs().max()
+            assert moved <= 0.5 * far + 2e-7
+            assert moved < 2e-6
 
 
 def test_it_comes_when_enough_was_seen_and_stays_out_of_the_way(

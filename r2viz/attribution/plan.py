@@ -19,7 +19,7 @@ from torch.nn.modules import module as every_module
 
 from r2viz.attribution.compiled import compiled
 from r2viz.folding import Folded, folded
-from r2viz.graph import parted
+from r2viz.graph import leaf, parted
 from r2viz.taps import point, tap
 
 Function = Callable[[Tensor], tuple[Any, ...]]
@@ -244,12 +244,26 @@ def _at_once(batch: Tensor) -> int:
 
 def _lighter(part: fx.GraphModule, *, slope: bool = False) -> Callable[..., Any]:
     """`part` folded, where there is something to fold; differentiable where a `slope` will be asked for."""
-    lighter = folded(part, part.graph)
-    if slope and lighter is not None:
-        for one in lighter.modules():
-            if isinstance(one, Folded):
-                one.fused = False  # oneDNN's operators know no gradient
-    return lighter or part
+    lighter = folded(part, part.graph, slope=slope)
+    if lighter is None:
+        return part
+    # What flows on from a tap is a copy, since a network may work in place. What only reads needs none.
+    for node in list(lighter.graph.nodes):
+        if _tapped(node) and all(_reads(lighter, user) for user in node.users):
+            node.replace_all_uses_with(node.args[0])
+            lighter.graph.erase_node(node)
+    lighter.recompile()
+    return lighter
+
+
+def _tapped(node: fx.Node) -> bool:
+    """Whether a step is the copy that flows on from a tap."""
+    return node.target is torch.clone and isinstance(node.args[0], fx.Node) and node.args[0].target is leaf
+
+
+def _reads(part: fx.GraphModule, node: fx.Node) -> bool:
+    """Whether a step leaves what it is given as it is."""
+    return node.op == "call_module" and isinstance(part.get_submodule(str(node.target)), (Folded, nn.AdaptiveAvgPool2d))
 
 
 def _agrees(module: nn.Module, plan: Plan, batch: Tensor, slack: float) -> bool:
