@@ -95,7 +95,7 @@ def coverage_by_size(
     across = 1 if len(wanted) == 1 else 2
     down = math.ceil(len(wanted) / across)
     left, gap, head, tall, under, foot = 0.46, 0.42, 0.36, 1.9, 0.36, 0.2
-    wide = (WIDTH - left - MARGIN - (across - 1) * gap) / across
+    wide = (WIDTH - left - 2 * MARGIN - (across - 1) * gap) / across
     caption = wrapped(_said(survey, looks, members, note), warned(looks), last_line(survey), WIDTH)
     drawing = sheet(WIDTH, 2 * MARGIN + down * (head + tall + under) + foot + LINE * len(caption) + 0.04)
     for number, name in enumerate(wanted):
@@ -182,7 +182,7 @@ def _strata(ax: Axes, strata: Mapping[str, tuple[float, float]], members: Mappin
         ax.annotate(
             f"{name}\nn = {int(which.sum())}", (math.sqrt(start * end), 1), (0, -2),
             xycoords=("data", "axes fraction"), textcoords="offset points", ha="center", va="top",
-            fontsize=5.5 if room > 0.38 else 4.4, color=GREY, linespacing=1.05, **TEXT,
+            fontsize=min(5.5, 17 * room), color=GREY, linespacing=1.05, **TEXT,
         )  # fmt: skip
 
 

@@ -125,7 +125,12 @@ def share_axis(ax: Axes, areas: np.ndarray) -> None:
 def value_axis(ax: Axes, measure: str) -> None:
     """A y axis of shares: per cent, or for gains points."""
     gain = is_gain(measure)
-    ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: _signed(value) if gain else f"{100 * value:.0f} %"))
+
+    def said(value: float, _: int) -> str:
+        # Room above 100 % is for words, not for values.
+        return _signed(value) if gain else f"{100 * value:.0f} %" if value < 1.001 else ""
+
+    ax.yaxis.set_major_formatter(FuncFormatter(said))
     ax.set_ylabel("points" if is_gain(measure) else "", fontsize=LETTERS, color=INK, labelpad=1)
 
 
