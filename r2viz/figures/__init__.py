@@ -17,6 +17,7 @@ from r2viz.figures.panel import drawn, panel, panel_provenance
 from r2viz.figures.radial import draw_radial, radial_figure
 from r2viz.figures.scale import ScalePoint, scale_figure, scale_provenance
 from r2viz.figures.split_captions import splits_provenance
+from r2viz.figures.split_causal import causal_figure
 from r2viz.figures.split_curves import spectrum_figure, split_ridgelines
 from r2viz.figures.splits import cka_figure, split_heatmap
 from r2viz.figures.staircase import Stairs, draw_stairs, staircase, staircase_provenance
@@ -29,6 +30,7 @@ __all__ = [
     "Stairs",
     "StratumDifference",
     "cases",
+    "causal_figure",
     "cka_figure",
     "coverage_by_size",
     "coverage_curves",
