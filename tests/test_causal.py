@@ -374,6 +374,8 @@ def test_bad_input_is_refused_in_one_line(net, pictures):
         ablate(module, pictures, interventions=["zeros"])
     with pytest.raises(ModelError, match="channel means need the pictures twice, and a generator came"):
         ablate(module, (one[None] for one in pictures), interventions=["mean"])
+    with pytest.raises(ModelError, match=r"means of layer1\.0 came as \(2,\); expected \(12,\)"):
+        ablate(module, pictures, means={"layer1.0": np.zeros(2)})
     with pytest.raises(BadTarget, match="2 labels came for more pictures"):
         ablate(module, pictures, labels=[1, 2], interventions=["zero"])
     with pytest.raises(BadTarget, match="4 targets came for 3 pictures"):

@@ -36,7 +36,10 @@ def ablate(
     """Change every split of the blocks in turn, and see what becomes of the class and its map.
 
     The network itself runs once per batch; of each change only what it reaches is computed again, in batches sized to
-    memory. Nothing is changed in the network, which is left as it was, also after an error.
+    memory. Nothing is changed in the network, which is left as it was, also after an error. Of each batch some 45 MB
+    per picture are kept for all blocks of a 50-layer network at 224 px, 3 MB for `layer4` alone.
+
+    What follows a change is run with normalisations folded, so a change without consequence is 0 up to rounding.
 
     Args:
         module: any network that `places.blocks` finds splits in, or a ResNet's channel groups.
@@ -72,8 +75,15 @@ def ablate(
                 "(channel_means), or interventions without them"
             )
         means = channel_means(module, batches, places)
+    given_means = {path: np.asarray(values) for path, values in (means or {}).items()}
+    for block in places if means is not None else ():
+        came = given_means.get(block.path, np.empty(0)).shape
+        if came != (block.channels,):
+            raise ModelError(
+                f"means of {block.path} came as {came}; expected ({block.channels},), as channel_means gives them"
+            )
     given = {kind: _numbers(some, kind) for kind, some in (("labels", labels), ("targets", targets))}
-    run = Run(module, places, wanted, layer, dict(means or {}), seed)
+    run = Run(module, places, wanted, layer, given_means, seed)
     done = 0
     for batch in _checked([batches] if isinstance(batches, Tensor) else batches):
         part = {kind: _part(some, done, len(batch), kind) for kind, some in given.items()}
