@@ -153,6 +153,22 @@ def test_one_network_with_and_without_training_stays_apart(run: Run, pictures: P
     assert len(values) == len(set(values.values())) == 8
 
 
+def test_ablation_has_a_table_a_figure_and_files(run: Run, pictures: Path, tmp_path: Path) -> None:
+    asked = ("--pair", "mini", "--layer", "layer4.1", "--stat", "energy", "--ablate")
+    done = run("p", *asked, "-o", "out")
+    assert done.code == 0
+    lines = done.out.splitlines()
+    assert "interventions over 3 pictures; 95 % intervals over them" in lines
+    assert any(line.split()[:4] == ["Res2Net-26", "mini", "layer4", "cascade"] and " cut " in line for line in lines)
+    made = [f"{STEM}.effects.splits.{end}" for end in ("csv", "parquet", "png")]
+    assert [name for name in listing(tmp_path / "out") if ".effects." in name] == made
+    table = pd.read_parquet(tmp_path / "out" / made[1])
+    assert set(table["model"]) == {"resnet26_mini", "res2net26_mini"}
+    split = table[(table["tap"] == "layer4.1.split1") & (table["effect"] == "logit")]
+    assert list(split["intervention"]) == ["zero", "mean", "shuffle", "zero_direct", "mean_direct", "cut"]
+    assert split["value"].notna().all()
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [

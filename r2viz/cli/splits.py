@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from r2viz.cli import networks, progress, results
+from r2viz.cli import ablation, networks, progress, results
 from r2viz.cli.codes import DONE, FAILED, PARTLY
 from r2viz.cli.erf import aligned
 from r2viz.errors import OutputError, R2VizError, UnknownName, nearest, one_line
@@ -21,6 +21,7 @@ from r2viz.errors import OutputError, R2VizError, UnknownName, nearest, one_line
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+    from r2viz.causal_records import CausalRecord
     from r2viz.image import Picture
     from r2viz.inputs import Input
     from r2viz.models.model import Model
@@ -62,6 +63,7 @@ HEADS = {
     metavar="NAME",
     help="centroid, energy, … or moments, covariance, spectra, quantiles, cka; repeatable. [all]",
 )
+@click.option("--ablate", is_flag=True, help="Also change every split in turn and see what the network loses: slow.")
 @click.option("--batch", type=click.IntRange(1, 4096), default=16, show_default=True, help="Pictures at once.")
 @click.option(
     "--seed", type=click.IntRange(0), default=0, show_default=True, help="Of the control's random order, of weights."
@@ -85,7 +87,7 @@ def command(images: tuple[str, ...], **options: Any) -> None:
 
     The table's numbers are means over a stage's blocks, its first block apart (nothing cascades in it). DIR of -o gets
     figures (heat maps, likeness, spectra, values), NETWORKS.splits.csv and .parquet with intervals over pictures, and
-    the record, NETWORKS.splits.json with .npz.
+    the record, NETWORKS.splits.json with .npz; with --ablate also NETWORKS.effects.splits.png, .csv and .parquet.
     """  # noqa: D301 - the backspace itself, which tells click to keep the lines
     sys.exit(_splits(images, options))
 
@@ -105,21 +107,27 @@ def _splits(images: Sequence[str], options: dict[str, Any]) -> int:
     refuse_existing(paths.values(), overwrite=options["overwrite"])
     models = _told_apart(networks.loaded(asked, device=options["device"], seed=options["seed"]))
     bad: list[R2VizError] = []
-    record = _measured(items, models, bad, options)
-    written = _write(record, paths, options) if paths else []
+    kept: list[Picture] | None = [] if options["ablate"] else None
+    record = _measured(items, models, bad, kept, options)
+    chosen = {key: options[key] for key in ("layers", "batch", "seed")}
+    effects = [] if kept is None else ablation.ablated(kept, models, record, **chosen)
+    written = _write(record, effects, paths, options) if paths else []
     if options["as_json"]:
         from r2viz.store import as_dict
 
         document = as_dict(record, arrays=paths["npz"].name if paths else None)
         left_out = [str(error) for error in bad]
         document |= {"left_out": left_out, "files": [str(path) for path in written]}
+        document |= {"effects": [one.as_dict() for one in effects]} if effects else {}
         click.echo(json.dumps(document, allow_nan=False, ensure_ascii=False))
     else:
         for line in lines(record, options["statistics"]):
             click.echo(line)
+        for line in ablation.lines(effects, [network.title for network in record.networks]) if effects else ():
+            click.echo(line)
         if written:
             click.echo(f"→ {one_line(str(written[0]), 1000)} and {len(written) - 1} more files beside it")
-    for note in record.notes:
+    for note in dict.fromkeys([*record.notes, *(note for one in effects for note in one.notes)]):
         click.echo(f"note: {note}", err=True)
     if bad:
         click.echo(f"{len(bad)} of {len(bad) + record.pictures} pictures could not be used", err=True)
@@ -153,9 +161,13 @@ def _told_apart(models: Sequence[Model]) -> list[Model]:
 
 
 def _measured(
-    items: Sequence[Input], models: Sequence[Model], bad: list[R2VizError], options: dict[str, Any]
+    items: Sequence[Input],
+    models: Sequence[Model],
+    bad: list[R2VizError],
+    kept: list[Picture] | None,
+    options: dict[str, Any],
 ) -> SplitRecord:
-    """One pass over the pictures; what cannot be used is named at once and left out."""
+    """One pass over the pictures; what cannot be used is named at once and left out, what can is kept if asked for."""
     from r2viz.inputs import decoded
     from r2viz.partition.verbs import splits
 
@@ -175,6 +187,8 @@ def _measured(
             except R2VizError as error:
                 refuse(error, item)
                 continue
+            if kept is not None:
+                kept.append(found)
             yield found
 
     try:
@@ -205,6 +219,8 @@ def _paths(asked: Sequence[tuple[str, str]], options: dict[str, Any]) -> dict[st
     figures = [f"{name}.{kind}" for name in _figures(options["statistics"]) for kind in kinds]
     folder = Path(options["output"])
     drawn = {figure: folder / "{}.{}.splits.{}".format(stem, *figure.rsplit(".", 1)) for figure in figures}
+    if options["ablate"]:
+        drawn |= {f"effects.{end}": folder / f"{stem}.effects.splits.{end}" for end in (*kinds, "csv", "parquet")}
     return drawn | {end: folder / f"{stem}.splits.{end}" for end in ("csv", "parquet", "npz", "json")}
 
 
@@ -246,9 +262,11 @@ def _figures(statistics: Sequence[str]) -> dict[str, Callable[[SplitRecord], Fig
     return shown | {named[family]: draw for family, draw in more.items() if not statistics or family in statistics}
 
 
-def _write(record: SplitRecord, paths: dict[str, Path], options: dict[str, Any]) -> list[Path]:
+def _write(
+    record: SplitRecord, effects: Sequence[CausalRecord], paths: dict[str, Path], options: dict[str, Any]
+) -> list[Path]:
     """All or none; a figure for which there were too few pictures is left out, and that is said."""
-    from r2viz.figures import render, splits_provenance
+    from r2viz.figures import causal_figure, render, splits_provenance
     from r2viz.store import files, splits_csv, splits_parquet, write_set
 
     provenance = splits_provenance(record)
@@ -261,6 +279,12 @@ def _write(record: SplitRecord, paths: dict[str, Path], options: dict[str, Any])
             continue
         for kind in list(dict.fromkeys(options["formats"])) or ["png"]:
             drawn[paths[f"{name}.{kind}"]] = render(drawing, kind, provenance=provenance)
+    if effects:
+        drawing, table = causal_figure(effects, networks=record.networks), ablation.frame(effects)
+        for kind in list(dict.fromkeys(options["formats"])) or ["png"]:
+            drawn[paths[f"effects.{kind}"]] = render(drawing, kind, provenance=provenance)
+        drawn[paths["effects.csv"]] = table.to_csv(index=False, lineterminator="\n").encode()
+        drawn[paths["effects.parquet"]] = table.to_parquet(index=False)
     tables = {paths["csv"]: splits_csv(record), paths["parquet"]: splits_parquet(record)}
     every = {**drawn, **tables, **files(record, paths["json"])}
     write_set(every, overwrite=options["overwrite"])
