@@ -24,7 +24,7 @@ import numpy as np
 import pandas as pd
 
 from r2viz.cli.progress import counted
-from r2viz.contrasts import Judged, finding, judge, large, pairs, primary, response
+from r2viz.contrasts import Judged, finding, judge, large, pairs, response
 from r2viz.coverage import MEASURES
 from r2viz.datasets import DataSet, Located, open_dataset
 from r2viz.datasets.scenes import scenes
@@ -36,7 +36,7 @@ from r2viz.models.model import Model, load
 from r2viz.models.pairs import PAIRS
 from r2viz.report import Drawing, Report, Section, Table, write
 from r2viz.report.folder import refuse
-from r2viz.report.surveyed import limits, points, provenance, section, verdict_table
+from r2viz.report.surveyed import headline, limits, points, provenance, section, verdict_table
 from r2viz.surveys import Survey
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
@@ -50,7 +50,8 @@ class Plan:
 
     Attributes:
         pair: the baseline first.
-        methods: on scenes and pictures; noise and random weights see the first.
+        methods: on scenes and pictures; HiResCAM is not among them, since before a pooling and a linear layer it is
+            Grad-CAM. Noise and random weights see the first.
         shares: of the picture, that objects are scaled to.
         side: pixels of a scene; the mini pair sees half.
         backgrounds: for each object; one of noise.
@@ -59,7 +60,7 @@ class Plan:
     """
 
     pair: tuple[str, str] = PAIRS["mini"].models
-    methods: tuple[str, ...] = ("gradcam", "hirescam", "layercam")
+    methods: tuple[str, ...] = ("gradcam", "gradcam++", "layercam")
     shares: tuple[float, ...] = (0.03, 0.07, 0.15, 0.3)
     places: tuple[tuple[float, float], ...] = ((0.5, 0.5), (0.3, 0.3), (0.3, 0.7), (0.7, 0.3), (0.7, 0.7))
     side: int = 128
@@ -147,12 +148,13 @@ class _bar:
 
 def judged(found: Measured, plan: Plan) -> list[Judged]:
     """The deciding verdict first: scenes on photographs by the first method; then its other methods, then the rest."""
-    surveys = [
-        (one, method)
-        for one in found.surveys.values()
-        for method in one.methods
-    ]  # fmt: skip
-    return [judge(one, method=method, seed=plan.seed) for one, method in surveys]
+    scenes_ = found.surveys["scenes"]
+    rows = [judge(one, method=method, seed=plan.seed) for one in found.surveys.values() for method in one.methods]
+    right = scenes_.both_right()
+    if right.sum() > plan.shown:
+        part = replace(scenes_.take(right), dataset=f"{scenes_.dataset} that both networks classify rightly")
+        rows.insert(len(scenes_.methods), judge(part, seed=plan.seed))
+    return rows
 
 
 def verdict(found: Measured, plan: Plan) -> tuple[str, str, list[Judged]]:
@@ -271,7 +273,7 @@ def analyse(
 
 
 def _baselines(found: Measured, plan: Plan) -> Section:
-    name = primary(found.surveys["scenes"])
+    name = headline(found.surveys["scenes"])
     lines = []
     for one, weights in [
         (found.surveys["scenes"], "trained"),
@@ -312,7 +314,7 @@ def _baselines(found: Measured, plan: Plan) -> Section:
 def _cases_section(found: Measured, models: Sequence[Model], plan: Plan) -> Section:
     """Where the gain is largest, where the loss is, and what chance draws: pictures of the largest size."""
     one = found.surveys["scenes"]
-    name = primary(one)
+    name = headline(one)
     first, second = pairs(one)[0]
     gains = second.rows.values[name] - first.rows.values[name]
     among = np.flatnonzero(large(one) & np.isfinite(gains))
@@ -361,7 +363,7 @@ def _of_different_objects(one: Survey, places: np.ndarray, count: int) -> list[i
 @click.option("--dataset", default=None, type=click.Path(), help="A data set with boxes or masks, beside what ships.")
 @click.option("--limit", default=None, type=click.IntRange(1), help="So many of its pictures, drawn with the seed.")
 @click.option(
-    "--method", "methods", multiple=True, help="Of `r2viz methods`; repeatable. [gradcam, hirescam, layercam]"
+    "--method", "methods", multiple=True, help="Of `r2viz methods`; repeatable. [gradcam, gradcam++, layercam]"
 )
 @click.option("--seed", default=0, show_default=True, type=click.IntRange(0), help="Of backgrounds and draws.")
 @click.option("--quick", is_flag=True, help="Fewer scenes, one method: a look at the report, not at the question.")

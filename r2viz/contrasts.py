@@ -49,17 +49,10 @@ POOLED_RESAMPLES = 1000
 _LARGE, _SMALL = (0.5, 0.8), (0.0, 0.25)
 
 
-def primary(survey: Survey) -> str:
-    """The measure that decides: coverage needs masks, a box allows the energy inside above chance.
-
-    Raises:
-        BadData: the survey has neither.
-    """
+def primary(survey: Survey) -> str | None:
+    """The measure that decides: coverage needs masks, a box allows the energy inside above chance; None unmeasured."""
     wanted = "energy_gain" if survey.kind == "box" else "area_coverage_gain"
-    for name in (wanted, "energy_gain"):
-        if name in survey.measures:
-            return name
-    raise BadData(f"{survey.dataset}: a verdict needs {wanted}, which was not measured; there are {survey.measures}")
+    return wanted if wanted in survey.measures else None
 
 
 def pairs(survey: Survey) -> list[tuple[Look, Look]]:
@@ -385,7 +378,9 @@ def judge(survey: Survey, *, measure: str | None = None, method: str | None = No
         BadData: one network only, or the measure was not taken.
         UnknownName: no such method.
     """
-    measure = primary(survey) if measure is None else measure
+    measure = measure or primary(survey)
+    if measure is None:
+        raise BadData(f"{survey.dataset}: the measure that decides was not taken; there are {survey.measures}")
     if measure not in survey.measures:
         raise BadData(f"{survey.dataset}: {measure} was not measured; there are {', '.join(survey.measures)}")
     method = survey.methods[0] if method is None else method
@@ -419,6 +414,13 @@ def judge(survey: Survey, *, measure: str | None = None, method: str | None = No
     return Judged(
         survey.dataset, method, measure, units(survey), intervals, decide(intervals, claim=claim), probability
     )
+
+
+def judge_all(survey: Survey, *, seed: int = 0) -> list[Judged]:
+    """By every method; nothing where there is one network, or the measure that decides was not taken."""
+    if not pairs(survey) or primary(survey) is None:
+        return []
+    return [judge(survey, method=method, seed=seed) for method in survey.methods]
 
 
 def finding(judged: Sequence[Judged]) -> str:

@@ -189,15 +189,15 @@ def _failures(found: Survey, options: dict[str, Any]) -> int:
 
 
 def _write(found: Survey, out: str, options: dict[str, Any]) -> None:
-    from r2viz.contrasts import judge, pairs
+    from r2viz.contrasts import judge_all
     from r2viz.report import Report, Section, write
     from r2viz.report.surveyed import provenance, section, verdict, verdict_table
 
     seed = options["seed"]
     finding, text = verdict(found, seed=seed)
     sections = [section(found, "Measures by object size", by=options["strata"], seed=seed)]
-    if pairs(found):
-        judged = [judge(found, method=method, seed=seed) for method in found.methods]
+    judged = judge_all(found, seed=seed)
+    if judged:
         sections.append(Section("How the verdict was reached", tables=(verdict_table(judged),)))
     title = f"How {' and '.join(dict.fromkeys(look.title for look in found.looks))} cover objects: {found.dataset}"
     about = provenance([found]) | {
@@ -237,8 +237,9 @@ def _print(found: Survey, options: dict[str, Any]) -> None:
     if pairs(found):
         _print_differences(differences(found, by=options["strata"], seed=seed), found, room)
         click.echo(f"\n{verdict(found, seed=seed)[1]}")
-    click.echo(f"Brackets: 95 % intervals over {units(found)}; the verdict rests on {MEASURES[primary(found)].title}."
-               if pairs(found) else f"Brackets: 95 % intervals over {units(found)}.")  # fmt: skip
+    decides = primary(found) if pairs(found) else None
+    rests = f"; the verdict rests on {MEASURES[decides].title}" if decides else ""
+    click.echo(f"Brackets: 95 % intervals over {units(found)}{rests}.")
 
 
 def _print_differences(contrasts: pd.DataFrame, found: Survey, room: int) -> None:
@@ -279,10 +280,9 @@ def _difference(line: dict[str, Any]) -> str:
 
 def document(found: Survey, options: dict[str, Any]) -> dict[str, Any]:
     """What `--json` prints."""
-    from r2viz.contrasts import differences, judge, levels, pairs
+    from r2viz.contrasts import differences, judge_all, levels, pairs
 
     seed, by = options["seed"], options["strata"]
-    judged = [judge(found, method=method, seed=seed) for method in found.methods] if pairs(found) else []
     return {
         "schema": SCHEMA,
         "kind": "coverage",
@@ -306,7 +306,7 @@ def document(found: Survey, options: dict[str, Any]) -> dict[str, Any]:
                 "sentence": one.decision.sentence,
                 "intervals": {name: interval.as_dict() for name, interval in one.intervals.items()},
             }
-            for one in judged
+            for one in judge_all(found, seed=seed)
         ],
         "failures": [{"picture": one.name, "code": one.code, "error": one.error} for one in found.failures],
         "digest": found.digest,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from r2viz.contrasts import Judged, differences, judge, levels, manipulated, pairs, primary, units
+from r2viz.contrasts import Judged, differences, judge_all, levels, manipulated, pairs, primary, units
 from r2viz.coverage import MEASURES
 from r2viz.errors import OutputError
 from r2viz.figures.coverage import StratumDifference, coverage_by_size, difference_by_stratum
@@ -24,7 +24,7 @@ KINDS = {
     "pseudo-mask": "masks that GrabCut guessed from boxes, which is not what a person would draw",
 }
 _FOREST = ("leakage", "evenness", "least_part")
-_SHOWN = 15
+_SHOWN, _PICTURES = 15, 4
 
 
 def section(
@@ -90,13 +90,19 @@ def _figures(survey: Survey, contrasts: pd.DataFrame | None, prefix: str, by: st
                 "The second network minus the first, by size, with intervals.",
                 lambda: difference_by_stratum(
                     _rows(survey, contrasts), networks=(survey.looks[0].title, survey.looks[-1].title),
-                    note=f"{survey.dataset}; intervals over {units(survey)}; sizes by "
+                    note=f"{survey.dataset}; means, intervals and n are of {units(survey)}; sizes by "
                     f"{'share of the picture' if by == 'share' else 'pixels'}.",
                 ),
             )
         )  # fmt: skip
     if survey.gaussian.inside is not None:
-        makers.append(("curves", "Coverage, spill and IoU at every threshold.", lambda: coverage_curves(survey)))
+        makers.append(
+            (
+                "curves",
+                "Coverage, spill and IoU at every threshold.",
+                lambda: coverage_curves(survey, note=_bands(survey)),
+            )
+        )
     found = []
     for name, caption, make in makers:
         try:
@@ -109,9 +115,15 @@ def _figures(survey: Survey, contrasts: pd.DataFrame | None, prefix: str, by: st
     return found
 
 
+def _bands(survey: Survey) -> str:
+    return (
+        "" if units(survey) == "pictures" else "Bands take scenes of one object for independent: they are too narrow."
+    )
+
+
 def _rows(survey: Survey, contrasts: pd.DataFrame) -> list[StratumDifference]:
     titles = {look.method: look.method_title for look in survey.looks}
-    wanted = [primary(survey), *(name for name in _FOREST if name in survey.measures)]
+    wanted = [headline(survey), *(name for name in _FOREST if name in survey.measures)]
     wanted += [name for name in ("maxboxaccv2", "pxap") if name in survey.pooled and units(survey) == "pictures"]
     found = []
     for name in dict.fromkeys(wanted):
@@ -133,13 +145,14 @@ def _interval(line: Mapping[str, Any]) -> Interval:
 def _alt(survey: Survey, contrasts: pd.DataFrame | None, name: str) -> str:
     if contrasts is None or name == "curves":
         return f"{name.replace('_', ' ')} of {', '.join(look.title for look in survey.looks)} on {survey.dataset}."
-    part = contrasts[(contrasts.measure == primary(survey)) & (contrasts.method == survey.methods[0])]
+    name = headline(survey)
+    part = contrasts[(contrasts.measure == name) & (contrasts.method == survey.methods[0])]
     told = "; ".join(
         f"{line['stratum']} {points(line['of first'])} and {points(line['of second'])}"
         for line in part.to_dict("records")
     )
     first, second = survey.looks[0].title, survey.looks[-1].title
-    return f"{MEASURES[primary(survey)].title} in points of {first} and {second}, by size: {told}."
+    return f"{MEASURES[name].title} in points of {first} and {second}, by size: {told}."
 
 
 # --- Tables ----------------------------------------------------------------------------------------------------------
@@ -155,11 +168,11 @@ def _tables(survey: Survey, about: pd.DataFrame, contrasts: pd.DataFrame | None,
         )
     ]
     if contrasts is not None:
-        main = contrasts[contrasts.measure.isin([primary(survey), "leakage", "evenness"])]
+        main = contrasts[contrasts.measure.isin([headline(survey), "leakage", "evenness"])]
         found.append(
             Table(
                 f"{prefix}differences_main",
-                main.drop(columns=["test"]).reset_index(drop=True),
+                main.drop(columns=["test", "pictures", "centre-Gaussian"]).reset_index(drop=True),
                 "The measures of the claim by size: means, second network minus first with 95 % intervals over "
                 f"{over}, p before and after Holm's correction over all measures and strata of a method.",
                 shown=40,
@@ -176,7 +189,7 @@ def _tables(survey: Survey, about: pd.DataFrame, contrasts: pd.DataFrame | None,
     )
     found.append(
         Table(f"{prefix}pictures", survey.frame(), "Every picture, network and method, and the centre-Gaussian.",
-              shown=_SHOWN)
+              shown=_PICTURES)
     )  # fmt: skip
     if survey.failures:
         found.append(failures(survey, f"{prefix}failures"))
@@ -230,7 +243,9 @@ def verdict(survey: Survey, *, seed: int = 0) -> tuple[str, str]:
     """
     if not pairs(survey):
         return "", f"One network, {survey.looks[0].title}: how it covers objects, compared with nothing."
-    found = judge(survey, seed=seed)
+    found = next(iter(judge_all(survey, seed=seed)), None)
+    if found is None:
+        return "", "The measure that decides was not asked for, so there is no verdict. " + limits([survey])
     return found.decision.verdict, "\n\n".join([found.decision.sentence, limits([survey])])
 
 
@@ -279,6 +294,11 @@ def provenance(surveys: Sequence[Survey]) -> dict[str, str]:
         )
     found["versions"] = ", ".join(f"{name} {version}" for name, version in surveys[0].versions.items())
     return found
+
+
+def headline(survey: Survey) -> str:
+    """The measure that decides, or the first, where that was not taken."""
+    return primary(survey) or (*survey.measures, *survey.pooled)[0]
 
 
 def points(share: float) -> str:
