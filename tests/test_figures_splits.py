@@ -20,12 +20,14 @@ from r2viz.errors import BadRecord, OutputError, UnknownName
 from r2viz.figures import (
     causal_figure,
     cka_figure,
+    feature_maps,
     render,
     spectrum_figure,
     split_heatmap,
     split_ridgelines,
     splits_provenance,
 )
+from r2viz.geometry import Geometry
 from r2viz.split_records import CASCADE, FIRST, PERMUTED, Histogram, SplitRecord
 
 
@@ -233,6 +235,27 @@ def test_effects_stand_at_their_splits_with_intervals(record: SplitRecord) -> No
         causal_figure(made, interventions=["mean"])
     with pytest.raises(OutputError, match="no effect of any intervention"):
         causal_figure([])
+
+
+def test_feature_maps_box_the_strongest_unit_of_the_most_active_channels() -> None:
+    rgb = np.full((64, 64, 3), 90, dtype=np.uint8)
+    maps = np.zeros((5, 8, 8), dtype=np.float32)
+    maps[1, 2, 3], maps[4, 6, 1] = 1.0, 3.0
+    drawing = feature_maps(
+        rgb, maps, title="Net, layer1.1.split1", geometry=Geometry((64, 64), (64, 64), (1.0, 1.0), (0.0, 0.0)),
+        start=(0.0, 0.0), jump=(8.0, 8.0), reach=15,
+    )  # fmt: skip
+    assert [ax.texts[0].get_text() for ax in drawing.axes] == ["max 3", "max 1"]
+    first, second = drawing.axes
+    assert (first.patches[0].get_xy(), first.patches[0].get_width()) == ((8.5 - 7.5, 48.5 - 7.5), 15)
+    assert [tuple(ax.lines[0].get_xydata()[0]) for ax in (first, second)] == [(8.5, 48.5), (24.5, 16.5)]
+    assert np.asarray(first.images[1].get_array()).max() == 1
+    assert "the 2 of 5 channels" in words(drawing)
+    with pytest.raises(OutputError, match="no channel is active"):
+        feature_maps(
+            rgb, maps * 0, title="Net", geometry=Geometry((64, 64), (64, 64), (1.0, 1.0), (0.0, 0.0)),
+            start=(0.0, 0.0), jump=(8.0, 8.0), reach=None,
+        )  # fmt: skip
 
 
 # --- On disk ---------------------------------------------------------------------------------------------------------

@@ -11,6 +11,7 @@ from r2viz.figures.coverage_cases import Case, cases
 from r2viz.figures.coverage_curves import coverage_curves, scale_response
 from r2viz.figures.erf import erf_figure, split_figure
 from r2viz.figures.erf_captions import erf_provenance
+from r2viz.figures.feature_maps import feature_maps
 from r2viz.figures.field import draw_erf
 from r2viz.figures.grid import grid
 from r2viz.figures.panel import drawn, panel, panel_provenance
@@ -45,6 +46,7 @@ __all__ = [
     "drawn",
     "erf_figure",
     "erf_provenance",
+    "feature_maps",
     "figure",
     "grid",
     "html",
