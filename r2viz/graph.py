@@ -72,14 +72,15 @@ def trace(module: nn.Module) -> Trace:
 
     Cached for as long as the module lives and has the same parts; thread-safe.
     """
-    # The mode stays in the graph for ever, as an argument of `dropout` or by the branch taken (auxiliary classifiers).
     # Of tracings, two at once would undo each other's stand-ins in the wrong order.
-    with lock(module), _tracing, frozen(module):
+    with lock(module), _tracing:
         parts = tuple(weakref.ref(part) for part in module.modules())
         if module not in _cache or _cache[module].parts != parts:
             tracer, whole = _Tracer(), False
-            # Whatever a user's forward does under symbolic values means "cannot be followed"; what came before stands.
-            with contextlib.suppress(Exception):
+            # The mode stays in the graph for ever, as an argument of `dropout` or by the branch taken (auxiliary
+            # classifiers). Whatever a user's forward does under symbolic values means "cannot be followed"; what came
+            # before stands.
+            with frozen(module), contextlib.suppress(Exception):
                 tracer.trace(module)
                 whole = True
             # What it drew refers to the tracer in a circle, which would keep the network alive.

@@ -21,7 +21,7 @@ from r2viz.models.blocks import Bottleneck, Res2NetBlock
 from r2viz.models.resnet import ResNet
 from r2viz.models.zoo import ZOO
 from r2viz.receptive.theory import Grid
-from r2viz.receptive.trace import grids
+from r2viz.receptive.trace import fields, grids
 
 # The arithmetic
 
@@ -383,3 +383,15 @@ def test_centres_of_a_res2net_are_those_of_gradient_support(net: Callable[..., A
         rows = gradient.abs().sum(dim=(0, 1, 3)).nonzero()[:, 0]
         assert rows[0] > 0
         assert grid.start[0] + unit * grid.jump[0] == (rows[0] + rows[-1]) / 2, name
+
+
+def test_a_replaced_part_is_seen() -> None:
+    network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 3))
+    assert grids(network)["1"] == Grid((1, 1), (2, 2))
+    network[1] = nn.Conv2d(4, 4, 3, stride=2)
+    assert grids(network)["1"] == Grid((2, 2), (2, 2))
+    assert fields(network)["1"] is not None
+    network[1] = nn.Conv2d(4, 4, 7)
+    field = fields(network)["1"]
+    assert field is not None
+    assert field.max == 9

@@ -61,8 +61,8 @@ _POINTWISE_FUNCTIONS = {
 # Stands for values that are the same everywhere: constants, and what global pooling leaves. They move no centre.
 _EVERYWHERE = Grid((0.0, 0.0), (0.0, 0.0))
 
-_grids: weakref.WeakKeyDictionary[nn.Module, dict[str, Grid | None]] = weakref.WeakKeyDictionary()
-_fields: weakref.WeakKeyDictionary[nn.Module, dict[str, Field | None]] = weakref.WeakKeyDictionary()
+_grids: weakref.WeakKeyDictionary[Trace, dict[str, Grid | None]] = weakref.WeakKeyDictionary()
+_fields: weakref.WeakKeyDictionary[Trace, dict[str, Field | None]] = weakref.WeakKeyDictionary()
 
 
 class _Effect(Enum):
@@ -101,17 +101,17 @@ def grids(module: nn.Module) -> dict[str, Grid | None]:
     Where `torch.fx` cannot follow a network any further (say, a branch on values), the modules from there on are not
     in the dict. Safe from several threads.
     """
-    if module not in _grids:
-        traced = trace(module)
+    traced = trace(module)
+    if traced not in _grids:
         found: dict[fx.Node, Grid | None] = {}
-        for node, sources, effect in _followed(module):
+        for node, sources, effect in _followed(traced, module):
             if effect is None:
                 found[node] = Grid() if node.op == "placeholder" else _EVERYWHERE
                 continue
             grid = _meeting([found[source] for source in sources])
             found[node] = grid if grid is None or grid is _EVERYWHERE else _moved(grid, effect)
-        _grids[module] = {path: None if grid is _EVERYWHERE else grid for path, grid in _by_name(traced, found).items()}
-    return _grids[module]
+        _grids[traced] = {path: None if grid is _EVERYWHERE else grid for path, grid in _by_name(traced, found).items()}
+    return _grids[traced]
 
 
 def fields(module: nn.Module) -> dict[str, Field | None]:
@@ -121,23 +121,25 @@ def fields(module: nn.Module) -> dict[str, Field | None]:
     what `torch.fx` cannot follow is not in the dict. Splits of a Res2Net block are its modules `split0`, `split1`, …;
     `conv3_in[i]` sees what `split{i}` sees. Cached; safe from several threads.
     """
-    if module not in _fields:
-        traced = trace(module)
+    traced = trace(module)
+    if traced not in _fields:
         found: dict[fx.Node, Field | _Effect | None] = {}
-        for node, sources, effect in _followed(module):
+        for node, sources, effect in _followed(traced, module):
             if effect is None:
                 found[node] = Field() if node.op == "placeholder" else _Effect.CONSTANT
             else:
                 found[node] = _seen([found[source] for source in sources], effect)
-        _fields[module] = {
+        _fields[traced] = {
             path: seen if isinstance(seen, Field) else None for path, seen in _by_name(traced, found).items()
         }
-    return _fields[module]
+    return _fields[traced]
 
 
-def _followed(module: nn.Module) -> Iterator[tuple[fx.Node, list[fx.Node], _Effect | _Window | _Enlargement | None]]:
+def _followed(
+    traced: Trace, module: nn.Module
+) -> Iterator[tuple[fx.Node, list[fx.Node], _Effect | _Window | _Enlargement | None]]:
     """Every operation in order with its sources and effect; None for the picture and for parameters."""
-    graph = trace(module).graph
+    graph = traced.graph
     pictures = 0
     for node in () if graph is None else graph.nodes:
         if node.op == "placeholder":
