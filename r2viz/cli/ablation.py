@@ -17,12 +17,9 @@ if TYPE_CHECKING:
 
 
 def ablated(
-    pictures: Sequence[Picture], models: Sequence[Model], record: SplitRecord, *, layers: Sequence[str], batch: int,
-    seed: int,
+    pictures: Sequence[Picture], models: Sequence[Model], record: SplitRecord, *, layers: Sequence[str], seed: int,
 ) -> list[CausalRecord]:  # fmt: skip
     """All interventions on the splits that the record is about, a ResNet's channels cut as finely as there."""
-    import torch
-
     from r2viz.cli.progress import counted
     from r2viz.partition.causal import ablate
     from r2viz.partition.places import blocks
@@ -35,13 +32,7 @@ def ablated(
             unwrapped(model.module), name=model.name, layers=list(layers) or None, groups=groups, permuted=False
         )
         inputs = [model.preprocess(picture.rgb)[0] for picture in pictures]
-        batches: list[torch.Tensor] = []
-        for one in inputs:  # pictures of one size at a time
-            if batches and batches[-1].shape[1:] == one.shape[1:] and len(batches[-1]) < batch:
-                batches[-1] = torch.cat([batches[-1], one])
-            else:
-                batches.append(one)
-        found.append(ablate(model.module, batches, places=places, seed=seed, name=model.name))
+        found.append(ablate(model.module, inputs, places=places, seed=seed, name=model.name))
     return found
 
 

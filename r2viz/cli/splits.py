@@ -109,7 +109,7 @@ def _splits(images: Sequence[str], options: dict[str, Any]) -> int:
     bad: list[R2VizError] = []
     kept: list[Picture] | None = [] if options["ablate"] else None
     record = _measured(items, models, bad, kept, options)
-    chosen = {key: options[key] for key in ("layers", "batch", "seed")}
+    chosen = {key: options[key] for key in ("layers", "seed")}
     effects = [] if kept is None else ablation.ablated(kept, models, record, **chosen)
     written = _write(record, effects, paths, options) if paths else []
     if options["as_json"]:
