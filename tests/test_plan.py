@@ -295,6 +295,32 @@ def test_it_comes_when_enough_was_seen_and_stays_out_of_the_way(
     assert plan._refused[plain]
 
 
+def test_methods_of_many_passes_run_the_kept_network(net: Callable[..., nn.Module]) -> None:
+    module, batch = net("resnet"), noise(2)
+
+    def maps() -> Tensor:
+        return cam_maps(module, batch, targets=1, layers=["layer4"], method="scorecam", channels=8)["layer4"]
+
+    plain = maps()
+    assert plan.folded_network(module) is None
+    cam_maps(module, batch, layers=LAYERS, fold=True)
+    whole = plan.folded_network(module)
+    assert whole is not None
+    with torch.inference_mode(), frozen(module):
+        assert apart(whole(batch), module(batch)) < 1e-5
+    assert apart(maps(), plain) < 1e-4
+    module.layer4[0].bn2.bias.data.add_(1.0)
+    assert plan.folded_network(module) is None
+    changed = maps()
+    assert apart(changed, plain) > 1e-3
+    fresh = net("resnet")
+    fresh.load_state_dict(module.state_dict())
+    assert (
+        apart(changed, cam_maps(fresh, batch, targets=1, layers=["layer4"], method="scorecam", channels=8)["layer4"])
+        < 1e-4
+    )
+
+
 def _step(module: nn.Module) -> None:
     optimiser = torch.optim.SGD(module.parameters(), lr=1e-4)
     module(noise(1)).square().sum().backward()

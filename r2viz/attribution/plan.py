@@ -190,6 +190,19 @@ def planned_pass(
     return plan.run(batch)
 
 
+def folded_network(module: nn.Module) -> Callable[[Tensor], Any] | None:
+    """The whole network by a plan that is kept for it, batch -> output, without gradients; None where there is none.
+
+    The caller holds the network's lock.
+    """
+    kept = _plans.get(module, [])
+    if not kept or _watched(module):
+        return None
+    state = _State.of(module)
+    plan = next((plan for plan in kept if plan.state.same(state)), None)
+    return None if plan is None else lambda batch: plan.suffix(*plan.loose(batch))[0]
+
+
 def _watched(module: nn.Module) -> bool:
     """Whether somebody waits for a call of one of the network's parts, or has put another function in its place."""
     return any(

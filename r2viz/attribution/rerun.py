@@ -12,6 +12,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from r2viz.attribution.plan import folded_network
 from r2viz.attribution.scores import Score
 from r2viz.folding import folded
 from r2viz.graph import Halves, cut, trace
@@ -131,7 +132,9 @@ class Rerun:
         largest = max(1.0, row.nbytes * (1.0 if of == "features" else 16 / 3))
         most = 0.5 * _free(row.device) / (_MAPS_ALIVE * largest)
         if row.device.type == "cpu":
-            most = min(most, min(max(_CPU_MAP * torch.get_num_threads(), _CPU_MAP_LEAST), _CPU_MAP_MOST) / largest)
+            # Folded altogether, eight rows are 5 % faster than four.
+            least = _CPU_MAP_MOST if of == "pictures" and self._planned() else _CPU_MAP_LEAST
+            most = min(most, min(max(_CPU_MAP * torch.get_num_threads(), least), _CPU_MAP_MOST) / largest)
         return int(max(1, min(most, 256)))
 
     def look(self, batch: Tensor, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -210,12 +213,19 @@ class Rerun:
         """The whole network, folded where that is possible and gives the first pass's scores."""
         if "forward" not in self._kept:
             traced = trace(self.module)
-            faster = None
-            if traced.whole and traced.graph is not None:
+            faster: Callable[[Tensor], Any] | None = self._planned()
+            if faster is None and traced.whole and traced.graph is not None:
                 faster = folded(self.module, traced.graph, largest=_LARGEST_FOLDED)
             agrees = faster is not None and self._agrees(faster, self.batch)
             self._kept["forward"] = faster if agrees else self.module
         return self._kept["forward"]
+
+    def _planned(self) -> Callable[[Tensor], Any] | None:
+        """The network folded altogether, where it is kept for other passes: its large weights take no more memory."""
+        if "planned" not in self._kept:
+            with self.network():
+                self._kept["planned"] = folded_network(self.module)
+        return self._kept["planned"]
 
     def _agrees(self, function: Callable[..., Any], *inputs: Tensor) -> bool:
         """Whether the first picture, twice, gets its score by `function`, too: not one of them, to be another batch."""
