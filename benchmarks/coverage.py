@@ -1,10 +1,13 @@
 """What measuring coverage costs: boxes at all thresholds beside the published way, and all resamples at once.
 
-Figures are of this machine and this run. `--only PATTERN` measures some parts.
+Figures are of this machine and this run. `--only PATTERN` measures some parts. `--data PATH` names a data set with
+boxes (Tiny-ImageNet's val.parquet) for the whole way of the mini pair; `--limit N` takes fewer of its pictures.
 """
 
 from __future__ import annotations
 
+import argparse
+import sys
 import time
 from collections.abc import Callable
 from functools import partial
@@ -12,7 +15,7 @@ from functools import partial
 import cv2
 import numpy as np
 
-from benchmarks.harness import Line, absolute_line, interleaved, main, speed_line
+from benchmarks.harness import Line, absolute_line, interleaved, main, ratio_line, say, speed_line
 from r2viz.coverage import level_boxes
 from r2viz.coverage.boxes import THRESHOLDS, PixelBox, box_iou
 from r2viz.coverage.pooled import DELTAS
@@ -96,6 +99,70 @@ def _beside_scipy(data: np.ndarray, found: Interval) -> str:
     return f"SciPy took {took:.1f} s for one of them, and its limits are {apart:.1%} of the interval's width away"
 
 
+def _survey(path: str | None, limit: int) -> list[Line]:
+    """Pictures all the way through both networks, beside decoding them and two bare forwards; and memory."""
+    if path is None:
+        say("the survey was not run: name a data set with boxes by --data")
+        return []
+    import torch
+
+    from benchmarks.memory import _status
+    from r2viz.coverage import measures_for
+    from r2viz.datasets import open_dataset
+    from r2viz.explain.survey import BATCH, survey
+    from r2viz.models.model import load
+    from r2viz.models.pairs import PAIRS
+
+    models = [load(name) for name in PAIRS["mini"].models]
+    dataset = open_dataset(path).sample(limit)
+    kin = {"maxboxacc", "maxboxaccv2", "gt_known_loc", "top1_loc"}
+    wanted = [name for name in measures_for("box" if dataset.kind == "box" else "mask") if name not in kin]
+    resident: list[tuple[int, float]] = []
+    count = 0
+
+    def watch(done: int) -> None:
+        nonlocal count
+        count += done
+        resident.append((count, _status("VmRSS")))
+
+    def bare() -> None:
+        waiting = []
+        for number, entry in enumerate(dataset, 1):
+            waiting.append(entry.open().picture.rgb)
+            if len(waiting) == BATCH or number == len(dataset):
+                for model in models:
+                    with torch.inference_mode():
+                        model.module(torch.cat([model.preprocess(rgb)[0] for rgb in waiting]))
+                waiting = []
+
+    survey(dataset.sample(2 * BATCH), models, measures=wanted)  # what is loaded at first use is not the work's
+    begun = time.perf_counter()
+    found = survey(dataset, models, measures=wanted, progress=watch)
+    middle = time.perf_counter()
+    bare()
+    seconds = np.array([[middle - begun, time.perf_counter() - middle]])
+    parts = ", ".join(f"{name} {value:.1f} s" for name, value in found.seconds.items())
+    work = f"{len(found):,} pictures, both networks, {len(wanted)} measures / decoding and two bare forwards"
+    early = next(memory for done, memory in resident if done >= min(1000, len(dataset) // 2))
+    return [
+        ratio_line(work, seconds, at_most=1.3, note=f"{parts}; one round"),
+        absolute_line(
+            f"resident memory after all {len(found):,} pictures / after {min(1000, len(dataset) // 2):,}",
+            [resident[-1][1] / early], "×", at_most=1.1, note=f"{early:.0f} MB, {resident[-1][1]:.0f} MB",
+        ),
+    ]  # fmt: skip
+
+
+def _options() -> argparse.Namespace:
+    """This file's own options; the rest is the harness's."""
+    parser = argparse.ArgumentParser(add_help=False)
+    parser.add_argument("--data", default=None)
+    parser.add_argument("--limit", type=int, default=8000)
+    options, rest = parser.parse_known_args()
+    sys.argv[1:] = rest
+    return options
+
+
 PARTS: dict[str, Callable[[], list[Line]]] = {
     "boxes 64": partial(_boxes, 64, 4),
     "boxes 224": partial(_boxes, 224, 7),
@@ -104,4 +171,6 @@ PARTS: dict[str, Callable[[], list[Line]]] = {
 }
 
 if __name__ == "__main__":
+    _own = _options()
+    PARTS["survey"] = partial(_survey, _own.data, _own.limit)
     main("benchmarks.coverage", PARTS)

@@ -145,6 +145,10 @@ def test_a_report_that_exists_is_kept_before_anything_is_computed(run: Run, boxe
 
 
 def test_strata_by_pixels_and_masks_guessed_from_boxes(run: Run, boxed: Path):
+    for number in range(6):  # GrabCut needs something to find
+        rgb = photo(70, 80, number) // 4
+        rgb[14 : 36 + 4 * number, 5 * number + 4 : 26 + 8 * number] = (230, 200, 40)
+        Image.fromarray(rgb).save(boxed / f"{number}.png")
     done = run(boxed, "--grabcut", "--strata", "coco", "--measures", "area_coverage_gain", "--json")
     found = json.loads(done.out)
     assert found["regions"] == "pseudo-mask"
