@@ -124,7 +124,7 @@ def _matches(pattern: str) -> list[Path]:
 
 def _is_result(name: str) -> bool:
     """Our own figures are not taken for pictures when results lie beside their sources."""
-    return Path(name).stem.endswith((".cam", ".panel"))
+    return Path(name).stem.endswith((".cam", ".panel", ".erf", ".splits"))
 
 
 def _keys(places: Sequence[str | None], base: str) -> list[PurePosixPath]:
