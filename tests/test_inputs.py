@@ -57,7 +57,16 @@ def test_folders_are_sorted_and_only_pictures_taken(here: Path) -> None:
 
 
 def test_our_own_figures_are_not_taken_for_pictures(here: Path) -> None:
-    touch(here, "d/a.png", "d/a.cam.png", "d/p.panel.png", "d/n.erf.png", "d/spectra.splits.png", "d/a.cam.json", "d/a.cam.npz")
+    touch(
+        here,
+        "d/a.png",
+        "d/a.cam.png",
+        "d/p.panel.png",
+        "d/n.erf.png",
+        "d/spectra.splits.png",
+        "d/a.cam.json",
+        "d/a.cam.npz",
+    )
     assert keys("d") == ["a"]
     assert keys("d/*.png") == ["a"]
     assert keys("d/a.cam.png") == ["a.cam"]  # named by the user, so meant
