@@ -47,7 +47,7 @@ class Plan:
     pair: tuple[str, str] = PAIRS["mini"].models
     side: int = 512
     seeds: int = 5
-    scale_seeds: int = 3
+    scale_seeds: int = 2
     samples: int = 2
     sides: tuple[int, int] = (256, 64)
 
