@@ -132,7 +132,8 @@ def _frequency_section(record: SplitRecord, found: Sequence[Trend], given: Given
         "4 or 8 px here.\n\n"
         "With thousands of pictures any grouping of channels differs from the next, surely and meaninglessly: the "
         "interval over pictures knows nothing of which channels are in which group. So the same channels are dealt "
-        "out in random orders, and a trend is carried only where it goes further than 95 % of those.",
+        "out in random orders, and a trend is carried only where it goes further than 95 % of those.\n\n"
+        + _beside(record),
         (
             _heatmap(record, "centroid", "falls along the splits where later ones carry lower frequencies"),
             Drawing(
@@ -172,9 +173,18 @@ def _heatmap(record: SplitRecord, statistic: str, more: str) -> Drawing:
         f"{statistic}_heatmap",
         split_heatmap(record, statistic),
         f"Heat map over blocks and splits, {more}. {record.networks[-1].title}: {told}.",
-        "",
+        f"{STATISTICS[statistic].title.capitalize()} of every split.",
         splits_provenance(record),
     )
+
+
+def _beside(record: SplitRecord) -> str:
+    """What is passed through, beside the last split of the cascade before it."""
+    model = record.networks[-1]
+    passed = {row.split.path: row for row in record.select("centroid", model=model.model, kinds=[PASSED])}
+    last = {row.split.path: row for row in record.select("centroid", model=model.model, kinds=[CASCADE])}
+    told = "; ".join(f"{path} {passed[path].interval} beside {last[path].interval}" for path in passed if path in last)
+    return f"The centroid of what {model.title} passes through, beside that of the cascade's last split: {told}."
 
 
 def _passed(record: SplitRecord) -> pd.DataFrame:
@@ -366,7 +376,7 @@ def _causal_figure(record: SplitRecord, causal: Sequence[CausalRecord], effect: 
         f"causal_{effect}",
         causal_figure(causal, effect=effect, networks=record.networks),
         f"{EFFECTS[effect]}. Convolved splits of {record.networks[1].title} replaced by their means: {told}.",
-        "",
+        f"What each intervention does: {EFFECTS[effect]}.",
         splits_provenance(record),
     )
 
@@ -401,7 +411,7 @@ def _other_section(record: SplitRecord) -> Section:
                 "cka",
                 cka_figure(record),
                 "Matrices of linear CKA between the splits of each stage's last block.",
-                "",
+                "How alike splits are.",
                 splits_provenance(record),
             ),
         ),

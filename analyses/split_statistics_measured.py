@@ -60,7 +60,7 @@ class Plan:
     deep_side: int = 224
     deep_blocks: tuple[str, ...] = ("layer1.1", "layer2.1")
     field_side: int = 256
-    field_pictures: int = 8
+    field_pictures: int = 16
 
 
 QUICK = Plan(pictures=64, causal=32, ordered=32, orders=19, seeds=2, untrained=16, deep=("res2net50_26w_4s",),

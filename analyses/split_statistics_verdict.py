@@ -72,17 +72,27 @@ class Trend:
     def answer(self) -> str:
         """The decision: "carried", "not carried" or "undecided".
 
-        | the whole interval | Holm's p | random orders as extreme | answer |
-        |---|---|---|---|
-        | on the foretold side of 1 | < 5 % | ≤ 5 %, or not measured | carried |
-        | short of `MARGIN` in that direction | any | any | not carried |
-        | else | | | undecided |
+        | interval | factor | Holm's p | random orders as extreme | answer |
+        |---|---|---|---|---|
+        | on the foretold side of 1 | `MARGIN` or farther | < 5 % | ≤ 5 %, or not measured | carried |
+        | short of `MARGIN` in that direction | any | any | any | not carried |
+        | else | | | | undecided |
         """
-        way = EXPECTED[self.statistic]
-        low, high = sorted(way * np.log([self.ratio.low, self.ratio.high]))
-        if low > 0 and self.p < LEVEL and (self.chance is None or self.chance <= LEVEL):
+        _, high, mean = self._foretold()
+        if self.sure and mean >= np.log(MARGIN) and (self.chance is None or self.chance <= LEVEL):
             return "carried"
         return "not carried" if high < np.log(MARGIN) else "undecided"
+
+    @property
+    def sure(self) -> bool:
+        """Whether there is any trend in the direction that was foretold, however small and whatever the reason."""
+        return self._foretold()[0] > 0 and self.p < LEVEL
+
+    def _foretold(self) -> tuple[float, float, float]:
+        """The logarithm's lower and upper limit and mean, growing in the direction that was foretold."""
+        way = EXPECTED[self.statistic]
+        low, high = sorted(way * np.log([self.ratio.low, self.ratio.high]))
+        return float(low), float(high), float(way * np.log(self.ratio.mean))
 
 
 def slopes(values: np.ndarray) -> np.ndarray:
@@ -194,7 +204,16 @@ def judge(found: Sequence[Trend], *, network: str, control: str) -> tuple[str, s
         finding = "not supported"
     else:
         finding = "supported in part" if "carried" in answers else "undecided"
-    said = [f"Do later splits carry lower spatial frequencies and see larger fields? {_HEADS[finding]}"]
+    short = {
+        "along the cascade": main,
+        "where nothing cascades": controls,
+        "before training": [one for one in found if _is(network, "random", CASCADE)(one)],
+    }
+    said = [
+        f"Do later splits carry lower spatial frequencies and see larger fields? {_HEADS[finding]} "
+        + "; ".join(f"{title}, {_count(some)}" for title, some in short.items()).capitalize()
+        + "."
+    ]
     for statistic in EXPECTED:
         said.append(told(main, statistic, f"Along the cascade of {network}, trained"))
     elsewhere = {
@@ -230,6 +249,16 @@ def _is(network: str, weights: str, kind: str) -> Callable[[Trend], bool]:
     return lambda one: (one.network, one.weights, one.kind) == (network, weights, kind)
 
 
+def _count(found: Sequence[Trend]) -> str:
+    """In how many stages a trend is carried."""
+    counts = []
+    for statistic in _known(found):
+        some = [one.answer for one in found if one.statistic == statistic]
+        verb = "falls" if EXPECTED[statistic] < 0 else "grows"
+        counts.append(f"the {SAID[statistic]} {verb} in {some.count('carried')} of {len(some)}")
+    return " and ".join(counts) or "not measured"
+
+
 def _known(found: Sequence[Trend]) -> list[str]:
     return [statistic for statistic in ("centroid", "sigma") if any(one.statistic == statistic for one in found)]
 
@@ -255,7 +284,10 @@ def _interval(one: Interval) -> str:
 
 
 def _why(one: Trend) -> str:
-    """What stands against a trend whose interval alone would carry it."""
-    if one.answer != "undecided" or one.chance is None or one.chance <= LEVEL:
+    """What stands against a trend that is there."""
+    if one.answer == "carried" or not one.sure:
         return ""
-    return f" ({one.chance:.0%} of random orders go as far)".replace("%", " %")
+    reasons = [f"by less than {MARGIN - 1:.0%}"] if one.answer == "not carried" else []
+    if one.chance is not None and one.chance > LEVEL:
+        reasons.append(f"{one.chance:.0%} of random orders go as far")
+    return f" (there, but {' and '.join(reasons)})".replace("%", " %") if reasons else ""

@@ -42,6 +42,8 @@ def planted(kind, limits, network="Res2Net", weights="trained", p=0.001, chance=
         (OPEN, 0.4, None, "undecided"),
         (NONE, 0.4, None, "not carried"),
         ((1.1, 1.2), 0.001, None, "not carried"),  # the other way
+        ((0.96, 0.97), 0.001, 0.025, "not carried"),  # sure, but small
+        ((0.94, 0.98), 0.001, 0.025, "undecided"),
         ((float("nan"),) * 2, float("nan"), None, "undecided"),
     ],
 )
