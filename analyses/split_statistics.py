@@ -32,7 +32,7 @@ from r2viz.models.model import Model, load
 from r2viz.partition.places import blocks
 from r2viz.report import Drawing, Report, Section, Table, write
 from r2viz.report.folder import refuse
-from r2viz.split_records import CASCADE, CONTROL, KINDS, PASSED, STATISTICS, Split, SplitRecord
+from r2viz.split_records import CASCADE, CONTROL, KINDS, PASSED, PERMUTED, STATISTICS, Split, SplitRecord
 from r2viz.statistics import mean_interval
 from r2viz.version import __version__
 
@@ -161,7 +161,7 @@ def _frequency_section(record: SplitRecord, found: Sequence[Trend], given: Given
 
 _TREND = (
     "Factor from one split to the next (geometric mean over units, 95 % interval), p of no trend after Holm over "
-    "stages, and the share of random orders as extreme. Not carried: the whole interval short of a factor of "
+    "stages, and the share of random orders as extreme (orders). Not carried: the whole interval short of a factor of "
     f"{MARGIN} in the direction that was foretold."
 )
 
@@ -190,6 +190,7 @@ def _beside(record: SplitRecord) -> str:
 def _passed(record: SplitRecord) -> pd.DataFrame:
     """Centroids beside their null."""
     frame = record.frame()
+    frame = frame[frame.kind != PERMUTED]
     keys = ["model", "stage", "block", "split", "kind"]
     own = frame[frame.statistic == "centroid"].set_index(keys)
     null = frame[frame.statistic == "centroid_shuffled"].set_index(keys).value
@@ -205,14 +206,14 @@ def _trend_table(found: Sequence[Trend]) -> pd.DataFrame:
             "kind": one.kind,
             "stage": one.stage,
             "statistic": one.statistic,
+            "answer": one.answer,
             "factor": one.ratio.mean,
             "low": one.ratio.low,
             "high": one.ratio.high,
             "p (Holm)": one.p,
-            "orders as extreme": np.nan if one.chance is None else one.chance,
+            "orders": np.nan if one.chance is None else one.chance,
             "n": one.ratio.n,
             "unit": one.unit,
-            "answer": one.answer,
         }
         for one in found
     )

@@ -215,7 +215,7 @@ def judge(found: Sequence[Trend], *, network: str, control: str) -> tuple[str, s
         + "."
     ]
     for statistic in EXPECTED:
-        said.append(told(main, statistic, f"Along the cascade of {network}, trained"))
+        said.append(told(main, statistic, f"Along the trained {network}'s cascade"))
     elsewhere = {
         f"In {network}'s first blocks, where nothing cascades": _is(network, "trained", FIRST),
         f"In {control}'s channel groups": _is(control, "trained", CONTROL),
@@ -255,7 +255,7 @@ def _count(found: Sequence[Trend]) -> str:
     for statistic in _known(found):
         some = [one.answer for one in found if one.statistic == statistic]
         verb = "falls" if EXPECTED[statistic] < 0 else "grows"
-        counts.append(f"the {SAID[statistic]} {verb} in {some.count('carried')} of {len(some)}")
+        counts.append(f"the {SAID[statistic]} {verb} in {some.count('carried')} of {len(some)} stages")
     return " and ".join(counts) or "not measured"
 
 
@@ -272,8 +272,8 @@ def told(found: Sequence[Trend], statistic: str, title: str) -> str:
     carried = sum(one.answer == "carried" for one in some)
     way = "falls" if EXPECTED[statistic] < 0 else "grows"
     return (
-        f"{title} the {SAID[statistic]} {way} from split to split in {carried} of {len(some)} stages (factor per split "
-        f"with its 95 % interval over {max(one.ratio.n for one in some)} {some[0].unit}s: {stages})."
+        f"{title}, the {SAID[statistic]} {way} from split to split in {carried} of {len(some)} stages (factor per "
+        f"split with its 95 % interval over {max(one.ratio.n for one in some)} {some[0].unit}s: {stages})."
     )
 
 
