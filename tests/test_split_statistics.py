@@ -124,7 +124,7 @@ def test_the_unit_of_random_weights_is_the_seed():
 
 SMALL = replace(
     QUICK, pictures=4, causal=2, ordered=3, orders=2, seeds=2, untrained=2, deep=("res2net50_26w_4s",), deep_seeds=2,
-    deep_pictures=2, deep_side=32, deep_blocks=("layer1.1",), field_side=32, field_pictures=2,
+    deep_pictures=2, deep_side=64, deep_blocks=("layer1.1",), field_side=32, field_pictures=2,
 )  # fmt: skip
 
 
