@@ -195,7 +195,7 @@ class CamRecord:
 
     @cached_property
     def digest(self) -> str:
-        """sha256 of everything that decides the result: picture, weights, options, versions. Not device, not time."""
+        """sha256 of what decides the result: picture, weights, precision, options, versions. Not device, not time."""
         decides = {
             "schema": SCHEMA,
             "picture": self.picture.sha256,
@@ -212,6 +212,7 @@ class CamRecord:
             else hashlib.sha256(np.packbits(self.region.mask).tobytes()).hexdigest(),
             "versions": dict(self.versions),
             **({"settings": dict(self.settings)} if self.settings else {}),
+            **({"dtype": self.dtype} if self.dtype != "float32" else {}),
         }
         return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()
 

@@ -264,6 +264,7 @@ WRONG = [
     (["--target", "dgo"], 2, "no class 'dgo' among the network's 10; did you mean 'dog'?"),
     (["--target", "10"], 2, "no class 10: there are 10 classes, 0 to 9"),
     (["--method", "gradcan"], 2, "no method 'gradcan'; did you mean 'gradcam'?"),
+    (["--precision", "int8"], 2, "no precision 'int8'; there are fp32, bf16, fp16"),
     (["--fit", "crp"], 2, "no fit 'crp'; there are crop, squash, whole"),
     (["--registration", "gird"], 2, "no registration 'gird'; there are rf, grid"),
     (["--format", "gif"], 2, "no figure format 'gif'; there are png, pdf and svg"),

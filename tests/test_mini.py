@@ -8,13 +8,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from scipy.stats import spearmanr
 from tiny import one_thread
 
-from r2viz.errors import WeightsUnavailable
+import r2viz
+from r2viz.errors import UnknownName, WeightsUnavailable
+from r2viz.figures.cam import made_how
 from r2viz.models import pairs
 from r2viz.models.model import EMBEDDED, load, load_pair
 from r2viz.models.weights import file_digest
 
+EXAMPLES = Path(__file__).parents[1] / "examples"
 NAMES = ("resnet26_mini", "res2net26_mini")
 
 
@@ -100,3 +104,22 @@ def test_accuracy_is_what_the_card_says(name, shared: Path):
         found = torch.cat([model.module(part).argmax(1) for part in batch.split(100)]).numpy()
     top1 = float((found == np.array(table["label"].to_pylist())).mean())
     assert top1 == pytest.approx(card(name)["score"]["top1"], abs=0.05)
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_half_precision_keeps_the_map_and_is_said(precision):
+    exact, halved = (
+        r2viz.compare(EXAMPLES / "bison.jpg", r2viz.load_pair("mini", precision=one), target="bison")
+        for one in ("fp32", precision)
+    )
+    assert halved.dtype == {"bf16": "bfloat16", "fp16": "float16"}[precision]
+    assert halved.digest != exact.digest
+    for view, other in zip(exact.views, halved.views, strict=True):
+        raw, half = view.maps[0].raw, other.maps[0].raw
+        assert half.dtype == np.float32
+        assert spearmanr(raw.ravel(), half.ravel())[0] > 0.999
+        assert other.target.probability == pytest.approx(view.target.probability, abs=0.03)
+    assert any(halved.dtype in line for line in made_how(halved))
+    assert not any("float" in line for line in made_how(exact))
+    with pytest.raises(UnknownName, match="no precision 'half'; there are fp32, bf16, fp16"):
+        r2viz.load("resnet26_mini", precision="half")

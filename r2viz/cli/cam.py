@@ -89,6 +89,14 @@ if TYPE_CHECKING:
 @click.option(
     "--compile", is_flag=True, help="For many pictures: compile the networks first, which takes a minute each."
 )
+@click.option(
+    "--precision",
+    default="fp32",
+    show_default=True,
+    metavar="P",
+    help="fp32, bf16 or fp16: of weights and activations. bf16 is about twice as fast where the processor computes in "
+    "it, and keeps a map's ranks to 0.999.",
+)
 @click.option("--check", is_flag=True, help="Is the map to be trusted? Deletion, insertion, ROAD, random weights.")
 @click.option("--box", default=None, metavar="X0,Y0,X1,Y1", help="Where the object is: share of the map inside.")
 @click.option("--mask", type=click.Path(), default=None, help="The same, as a picture that is white on the object.")
@@ -139,6 +147,7 @@ def _check_usage(options: dict[str, Any]) -> None:
         ("fit", ("crop", "squash", "whole")),
         ("registration", ("rf", "grid")),
         ("fuse", ("mean", "max", None)),
+        ("precision", ("fp32", "bf16", "fp16")),
     ):
         if options[kind] not in known:
             raise click.UsageError(f"no {kind} {options[kind]!r}; there are {', '.join(filter(None, known))}")
@@ -276,13 +285,14 @@ def _request(networks: Sequence[tuple[str, str]], options: dict[str, Any]) -> st
     asked += [options["layers"], *(options[key] for key in ("box", "fit", "registration", "seed"))]
     asked += [options[key] for key in ("methods", "targets", "fuse", "smooth", "channels", "compile", "check")]
     asked += [content(options["mask"]), content(options["classes"])]
+    asked += [options["precision"]] if options["precision"] != "fp32" else []
     return hashlib.sha256(json.dumps(asked).encode()).hexdigest()
 
 
 def _models(networks: Sequence[tuple[str, str]], options: dict[str, Any]) -> list[Model]:
     from r2viz.models.model import fitted, load, read_classes, resolve_device
 
-    common: dict[str, Any] = {"device": resolve_device(options["device"])}
+    common: dict[str, Any] = {"device": resolve_device(options["device"]), "precision": options["precision"]}
     if options["classes"]:
         common["classes"] = read_classes(options["classes"])
     found = []

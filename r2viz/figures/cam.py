@@ -254,7 +254,7 @@ def scaled(maps: Iterable[LayerMap]) -> str:
 
 
 def made_how(record: CamRecord) -> list[str]:
-    """Sentences for a caption about what departs from the defaults: smoothing, fusion, channels, seed."""
+    """Sentences for a caption about what departs from the defaults: smoothing, fusion, channels, precision, seed."""
     settings, said = record.settings, list[str]()
     if settings.get("smooth"):
         said.append("Each map is the mean over six flips and zooms of the picture.")
@@ -263,6 +263,8 @@ def made_how(record: CamRecord) -> list[str]:
         said.append(f"{record.layers[-1]}: the {joined} of the layers' maps, each divided by its own maximum.")
     if settings.get("channels"):
         said.append(f"Methods that go channel by channel took the {settings['channels']} most varying ones.")
+    if record.dtype != "float32":
+        said.append(f"Computed in {record.dtype}.")
     if settings.get("seed"):
         said.append(f"What is random was drawn from seed {settings['seed']}.")
     return said
