@@ -50,7 +50,9 @@ class ErfView:
         return self.weights["kind"] == "random"
 
     def at(self, layer: str, *, unit: tuple[int, int] | None = None, source: str | None = None) -> Erf:
-        """The field at `layer`, a tap's name or one of `ErfRecord.layers`: the first unit's, of pictures where there are both, unless named.
+        """The field at `layer`, a tap's name or one of `ErfRecord.layers`.
+
+        The first unit's, of pictures where there are both, unless named.
 
         Raises:
             UnknownName: the record has none such.
