@@ -23,6 +23,7 @@ import click
 import numpy as np
 import pandas as pd
 
+from r2viz.attribution import METHODS
 from r2viz.cli.progress import counted
 from r2viz.contrasts import Judged, finding, judge, large, pairs, response
 from r2viz.coverage import MEASURES
@@ -183,7 +184,7 @@ def verdict(found: Measured, plan: Plan) -> tuple[str, str, list[Judged]]:
 
 
 def _called(one: Judged) -> str:
-    return f"{one.dataset} by {one.method}"
+    return f"{one.dataset} by {METHODS[one.method].title}"
 
 
 def _signed(one: Judged) -> str:
