@@ -113,3 +113,19 @@ def test_figure4_explains_a_class_that_the_networks_know(shared, tmp_path):
     rows = list(csv.DictReader((tmp_path / "out" / "figure4.csv").read_text().splitlines()))
     assert {row["explains"] for row in rows if row["shows"] == "king penguin"} == {"king penguin"}
     assert [row["class_known"] for row in rows] == ["True", "True", "False", "False"]
+
+
+def test_the_tables_make_a_report(tmp_path):
+    from analyses.tables import main
+
+    result = CliRunner().invoke(main, ["-o", str(tmp_path / "tables")])
+    assert result.exit_code == 0, result.output
+    with (tmp_path / "tables/tables/table_3.csv").open() as file:
+        rows = {row["network"]: row for row in csv.DictReader(file)}
+    assert rows["Res2Net-50-26w-8s"]["top-1 err. % (paper)"] == "20.80"
+    assert rows["Res2Net-50-26w-4s"]["params M (counted)"] == "25.70"
+    page = (tmp_path / "tables/index.html").read_text()
+    assert "a quarter of a percent below" in page  # footnotes travel
+    again = CliRunner().invoke(main, ["-o", str(tmp_path / "tables")])
+    assert again.exit_code == 1
+    assert "--overwrite" in again.output
