@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from PIL import Image
 from tiny import one_thread, photo
 
@@ -183,3 +184,34 @@ def test_what_is_wrong_is_said_in_a_line(run: Run, pictures: Path, arguments: tu
     assert done.code == 2
     assert said in done.err
     assert done.out == ""
+
+
+def test_one_picture_gets_its_feature_maps(run: Run, pictures: Path, tmp_path: Path) -> None:
+    done = run("p/a.png", *SMALL, "--stat", "energy", "-o", "out")
+    assert done.code == 0
+    drawn = [name for name in listing(tmp_path / "out") if ".maps.splits." in name]
+    assert [name for name in drawn if name.startswith("res2net")] == [
+        f"res2net26_mini.layer4.1.split{number}.maps.splits.png" for number in range(4)
+    ]
+    assert len(drawn) == 8
+
+
+def test_feature_maps_are_what_goes_into_the_last_convolution() -> None:
+    from r2viz.partition.features import features
+
+    model = r2viz.load("res2net26_mini")
+    rgb = photo(70, 90, 0)
+    given: list[torch.Tensor] = []
+    handle = model.module.get_submodule("layer3.1.conv3").register_forward_pre_hook(
+        lambda _, args: given.append(args[0])
+    )
+    with handle, torch.no_grad():
+        model.module(model.preprocess(rgb)[0])
+    found = features(rgb, model, ["layer3"])
+    assert [one.tap for one in found] == [f"layer3.1.split{number}" for number in range(4)]
+    assert np.allclose(np.concatenate([one.maps for one in found]), given[0][0].numpy(), atol=1e-5)
+    fields = r2viz.theoretical_rf(model, [one.tap for one in found])
+    for one in found:
+        assert one.reach == fields[one.tap].max
+        assert one.start == fields[one.tap].centre
+        assert one.jump == fields[one.tap].jump

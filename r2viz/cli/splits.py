@@ -87,7 +87,8 @@ def command(images: tuple[str, ...], **options: Any) -> None:
 
     The table's numbers are means over a stage's blocks, its first block apart (nothing cascades in it). DIR of -o gets
     figures (heat maps, likeness, spectra, values), NETWORKS.splits.csv and .parquet with intervals over pictures, and
-    the record, NETWORKS.splits.json with .npz; with --ablate also NETWORKS.effects.splits.png, .csv and .parquet.
+    the record, NETWORKS.splits.json with .npz; with --ablate also NETWORKS.effects.splits.png, .csv and .parquet. Of
+    one picture also NETWORK.TAP.maps.splits.png: the most active channels of the last block's splits, over the picture.
     """  # noqa: D301 - the backspace itself, which tells click to keep the lines
     sys.exit(_splits(images, options))
 
@@ -112,6 +113,8 @@ def _splits(images: Sequence[str], options: dict[str, Any]) -> int:
     chosen = {key: options[key] for key in ("layers", "seed")}
     effects = [] if kept is None else ablation.ablated(kept, models, record, **chosen)
     written = _write(record, effects, paths, options) if paths else []
+    if written and len(items) == 1:
+        written += _over_the_picture(items[0], models, options)
     if options["as_json"]:
         from r2viz.store import as_dict
 
@@ -289,6 +292,35 @@ def _write(
     every = {**drawn, **tables, **files(record, paths["json"])}
     write_set(every, overwrite=options["overwrite"])
     return list(every)
+
+
+def _over_the_picture(item: Input, models: Sequence[Model], options: dict[str, Any]) -> list[Path]:
+    """The most active channels of each split of the last block; a split in which nothing is active has no figure."""
+    from r2viz.figures import feature_maps, render
+    from r2viz.inputs import decoded
+    from r2viz.partition.features import features
+    from r2viz.store import write_set
+
+    (picture,) = decoded([item])
+    if isinstance(picture, R2VizError):  # it has been named already
+        return []
+    drawn: dict[Path, bytes] = {}
+    for model in models:
+        for one in features(picture, model, options["layers"] or None):
+            try:
+                drawing = feature_maps(
+                    picture.rgb, one.maps, title=one.title, geometry=one.geometry, start=one.start, jump=one.jump,
+                    reach=one.reach,
+                )  # fmt: skip
+            except OutputError as error:
+                click.echo(f"r2viz: no figure: {error}", err=True)
+                continue
+            name = re.sub(r"[^\w.-]+", "_", f"{model.name}.{one.tap}")
+            for kind in list(dict.fromkeys(options["formats"])) or ["png"]:
+                path = Path(options["output"]) / f"{name}.maps.splits.{kind}"
+                drawn[path] = render(drawing, kind, provenance=f"{one.title}; {picture.sha256}")
+    write_set(drawn, overwrite=options["overwrite"])
+    return list(drawn)
 
 
 def figure_of(record: SplitRecord) -> Figure:
