@@ -480,8 +480,8 @@ def test_memory_does_not_grow_over_200_calls(module: nn.Module) -> None:
     calls(200)
     gc.collect()
     assert tensors() == alive
-    assert abs(len(gc.get_objects()) - objects) < 50
-    assert abs(resident() - before) < 5
+    assert len(gc.get_objects()) - objects < 50  # less, where other tests' leavings go meanwhile
+    assert resident() - before < 5
 
 
 def test_maps_hold_no_graph_and_nothing_waits_for_the_collector(module: nn.Module) -> None:

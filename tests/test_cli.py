@@ -547,7 +547,7 @@ def test_plot_refuses(run: Run, pictures: Path, tmp_path: Path) -> None:
     (tmp_path / "foreign.json").write_text("{}")
     for arguments, says in (
         (["none.json"], "there is no record none.json"),
-        (["foreign.json"], "foreign.json is JSON, but not a class activation record of r2viz"),
+        (["foreign.json"], "foreign.json is JSON, but no record of r2viz that can be opened (cam, panel, erf, splits)"),
         (["p/a.png", "-o", "x.png"], "p/a.png is not a record"),
         (["out/a.cam.json", "-o", "x.gif"], "no figure format 'gif'; there are png, pdf and svg"),
         (["out/a.cam.json", "-o", "p"], "p is a folder"),

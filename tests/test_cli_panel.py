@@ -81,7 +81,11 @@ def test_all_methods_and_why_some_are_missing(run: Run, pictures: Path, tmp_path
     (plain,) = [one for one in document["missing"] if one["method"] == "cam"]
     assert plain["title"] == "CAM"
     assert "\n" not in plain["error"]
-    assert {view["maps"][0]["layer"] for one in document["records"] for view in one["views"]} == {"layer3", "input"}
+    assert {view["maps"][0]["layer"] for one in document["records"] for view in one["views"]} == {
+        "layer3",
+        "input",
+        "input@layer3",
+    }
     saved = json.loads((tmp_path / "out/a.panel.json").read_text())
     ours = {key: value for key, value in document.items() if key not in ("input", "status", "files")}
     assert ours == {key: value for key, value in saved.items() if key != "request"}

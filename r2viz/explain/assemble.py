@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
-from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -277,13 +276,18 @@ def _of_pixels(layer: str) -> bool:
     return layer.partition("@")[0] == PIXELS
 
 
+def versions() -> dict[str, str]:
+    """Versions of r2viz and of the libraries that compute."""
+    return dict(_versions())
+
+
 @cache
-def versions() -> Mapping[str, str]:
-    """Versions of r2viz and of the libraries that compute; read once, since reading packages' metadata is slow."""
+def _versions() -> Mapping[str, str]:
+    """Read once: reading packages' metadata is slow."""
     found = {"r2viz": __version__, "python": platform.python_version(), "torch": str(torch.__version__)}
     for package in ("torchvision", "numpy", "pillow"):
         try:
             found[package] = version(package)
         except PackageNotFoundError:
             found[package] = "unknown"
-    return MappingProxyType(found)
+    return found

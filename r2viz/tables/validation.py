@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from r2viz.attribution.labels import by_wnid, output_of
 from r2viz.errors import BadData, one_line
 from r2viz.image import SUFFIXES
 
@@ -151,6 +150,8 @@ def outputs(pictures: Labelled, model: Model) -> np.ndarray:
     Raises:
         BadData: the network lacks a class, or two classes of the data are one of the network's.
     """
+    from r2viz.attribution.labels import by_wnid, output_of  # needs torch, which printing tables does without
+
     known = by_wnid(model)
     found: list[int] = []
     missing: list[str] = []
