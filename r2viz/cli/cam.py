@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from r2viz.cli import networks as chosen
 from r2viz.cli import progress, results
 from r2viz.cli.codes import DONE, FAILED, PARTLY
 from r2viz.errors import R2VizError, one_line
@@ -175,7 +176,7 @@ def _cam(images: Sequence[str], options: dict[str, Any]) -> int:
         for paths in outputs.values():
             refuse_existing(paths, overwrite=options["overwrite"])
     results.prepare(folder)
-    networks = _networks(options)
+    networks = chosen.named(options["models"], options["pair"], options["weights"])
     request = _request(networks, options)
     everything = inputs
     done = [item for item in inputs if results.kept(item, outputs[item], request)] if options["resume"] else []
@@ -251,26 +252,6 @@ def _answers(
             yield answer
         else:
             yield panel_of(answer, methods, [METHODS[name].title for name in methods])
-
-
-def _networks(options: dict[str, Any]) -> list[tuple[str, str]]:
-    """(name, weights) of each network, public weights fetched: all before torch is imported, which takes seconds."""
-    from r2viz.models.pairs import choose, obtain, pair
-    from r2viz.models.zoo import canonical
-
-    weights = options["weights"] or ("auto",)
-    if options["models"]:
-        names = tuple(canonical(name) for name in options["models"])
-    else:
-        names = pair(choose(options["pair"] or "auto", weights[0] if len(weights) == 1 else "file")).models
-    if len(weights) not in (1, len(names)):
-        raise click.UsageError(f"{len(weights)} times --weights for {len(names)} networks; give one for each")
-    named = weights[0] in ("auto", "imagenet", "mini", "random")
-    if len(weights) == 1 and len(names) == 2 and not named and os.path.exists(weights[0]):
-        raise click.UsageError(f"one weights file for two networks ({', '.join(names)}); give --weights twice")
-    networks = list(zip(names, weights * len(names) if len(weights) == 1 else weights, strict=True))
-    obtain(networks)
-    return networks
 
 
 def _request(networks: Sequence[tuple[str, str]], options: dict[str, Any]) -> str:
